@@ -1,0 +1,33 @@
+"""Theano-style training over many GPUs: one symbolic graph, cut at its averages, one update on the host."""
+
+from theano_mgpu import data, init, layers, lowering, models, nn, schedules, updates
+from theano_mgpu.averages import average, grad, total
+from theano_mgpu.devices import Context, Contexts, contexts
+from theano_mgpu.errors import CutError, NonFiniteError, UnsupportedGraphError
+from theano_mgpu.step import Step, function
+from theano_mgpu.store import ParameterStore
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Context",
+    "Contexts",
+    "CutError",
+    "NonFiniteError",
+    "ParameterStore",
+    "Step",
+    "UnsupportedGraphError",
+    "average",
+    "contexts",
+    "data",
+    "function",
+    "grad",
+    "init",
+    "layers",
+    "lowering",
+    "models",
+    "nn",
+    "schedules",
+    "total",
+    "updates",
+]

@@ -1,0 +1,202 @@
+"""``tm.contexts``: which devices there are, and in which order they take the shards of a batch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import jax
+
+__all__ = ["Context", "Contexts", "contexts"]
+
+_SYNTAX = (
+    'Expected "cpu:4" (four simulated devices), "cuda" (every GPU), "cuda:0,2" (two of them), "cuda0", '
+    '"dev0->cuda0;dev1->cuda2" (names of your own), or nothing (every GPU, else the CPU).'
+)
+# JAX's platform behind each of our names.
+_PLATFORMS = {"cpu": "cpu", "cuda": "gpu"}
+
+
+@dataclass(frozen=True)
+class Context:
+    """One device under its name.
+
+    ``platform`` is "cpu" or "gpu"; ``device`` is JAX's.
+    """
+
+    name: str
+    device: jax.Device
+
+    @property
+    def platform(self) -> str:
+        return str(self.device.platform)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes in use, the peak, and the limit as the device reports them; empty where it reports none (CPUs)."""
+        statistics = self.device.memory_stats() or {}
+        kept = {"bytes_in_use", "peak_bytes_in_use", "bytes_limit"}
+        return {key: value for key, value in statistics.items() if key in kept}
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.device.device_kind}, {self.device})"
+
+
+class Contexts(Sequence[Context]):
+    """Devices of one platform, in order: shard ``i`` of a batch goes to context ``i``. A slice is contexts again."""
+
+    def __init__(self, members: Sequence[Context]) -> None:
+        if not members:
+            raise ValueError("contexts: expected at least one device, got none.")
+        for what, seen in (("name", [c.name for c in members]), ("device", [c.device for c in members])):
+            for item in seen:
+                if seen.count(item) > 1:
+                    raise ValueError(f"contexts: the {what} {item} stands {seen.count(item)} times; give each once.")
+        self._members = tuple(members)
+
+    @overload
+    def __getitem__(self, index: int) -> Context: ...
+    @overload
+    def __getitem__(self, index: slice) -> Contexts: ...
+    @overload
+    def __getitem__(self, index: str) -> Context: ...
+    def __getitem__(self, index: int | slice | str) -> Context | Contexts:
+        if isinstance(index, slice):
+            return Contexts(self._members[index])
+        if isinstance(index, str):
+            for context in self._members:
+                if context.name == index:
+                    return context
+            raise KeyError(f"contexts: no context is named {index!r}; there are {', '.join(self.names)}.")
+        return self._members[index]
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __iter__(self) -> Iterator[Context]:
+        return iter(self._members)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Contexts) and self._members == other._members
+
+    def __hash__(self) -> int:
+        return hash(self._members)
+
+    @property
+    def names(self) -> list[str]:
+        return [context.name for context in self]
+
+    @property
+    def devices(self) -> list[jax.Device]:
+        return [context.device for context in self]
+
+    @property
+    def platform(self) -> str:
+        return self[0].platform
+
+    def __repr__(self) -> str:
+        return f"<contexts {', '.join(self.names)}>"
+
+    def __str__(self) -> str:
+        rows = [("context", "platform", "device", "memory in use", "limit")]
+        for context in self:
+            memory = context.memory()
+            in_use, limit = memory.get("bytes_in_use"), memory.get("bytes_limit")
+            rows.append((context.name, context.platform, context.device.device_kind, _size(in_use), _size(limit)))
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _size(count: int | None) -> str:
+    return "-" if count is None else f"{count / 2**30:.2f} GiB"
+
+
+def contexts(spec: str | None = None) -> Contexts:
+    """The devices that a step runs on, in order.
+
+    ``spec``: "cpu:4" makes four simulated devices of this machine's processor; "cuda" is every GPU, "cuda:0,2" two of
+    them, "dev0->cuda0;dev1->cuda2" names them (Theano's syntax); None is every GPU, else the CPU.
+
+    Raises ValueError for a name that does not exist (the ones that do are listed) or a malformed map, and RuntimeError
+    for more simulated devices than were made when JAX started: their number is fixed then.
+    """
+    if spec is None:
+        platform = "cuda" if _devices("cuda") else "cpu"
+        return Contexts([Context(f"{platform}{i}", device) for i, device in enumerate(_devices(platform))])
+    if not isinstance(spec, str) or not spec.strip():
+        raise ValueError(f"contexts: 'spec' is {spec!r}. {_SYNTAX}")
+    if "->" in spec:
+        return Contexts([_mapped(pair, spec) for pair in spec.split(";") if pair.strip()])
+    names = _names(spec.strip())
+    return Contexts([Context(name, _device(name, spec)) for name in names])
+
+
+def _names(spec: str) -> list[str]:
+    """Device names that a spec without a map stands for."""
+    if match := re.fullmatch(r"cpu(?::(\d+))?", spec):
+        count = int(match[1] or 1)
+        if count < 1:
+            raise ValueError(f"contexts: 'spec' is {spec!r}, but at least one device is needed. {_SYNTAX}")
+        _make_cpu_devices(count)
+        return [f"cpu{i}" for i in range(count)]
+    if spec == "cuda":
+        if not _devices("cuda"):
+            raise ValueError(f"contexts: 'spec' is {spec!r}, but JAX sees no GPU. {_existing()}{_gpu_hint()}")
+        return [f"cuda{i}" for i in range(len(_devices("cuda")))]
+    if match := re.fullmatch(r"cuda:(\d+(?:\s*,\s*\d+)*)", spec):
+        return [f"cuda{int(i)}" for i in match[1].split(",")]
+    if re.fullmatch(r"(cpu|cuda)\d+(\s*,\s*(cpu|cuda)\d+)*", spec):
+        return [name.strip() for name in spec.split(",")]
+    raise ValueError(f"contexts: 'spec' is {spec!r}. {_SYNTAX} {_existing()}")
+
+
+def _mapped(pair: str, spec: str) -> Context:
+    match = re.fullmatch(r"\s*([A-Za-z_]\w*)\s*->\s*((?:cpu|cuda)\d+)\s*", pair)
+    if match is None:
+        raise ValueError(f'contexts: {pair.strip()!r} in {spec!r} is not of the form "name->cuda0". {_SYNTAX}')
+    return Context(match[1], _device(match[2], spec))
+
+
+def _device(name: str, spec: str) -> jax.Device:
+    match = re.fullmatch(r"(cpu|cuda)(\d+)", name)
+    assert match is not None
+    devices = _devices(match[1])
+    if int(match[2]) >= len(devices):
+        hint = _gpu_hint() if match[1] == "cuda" else ' "cpu:N" makes N of them when it is asked for first.'
+        raise ValueError(f"contexts: 'spec' is {spec!r}, but there is no device {name}. {_existing()}{hint}")
+    return devices[int(match[2])]
+
+
+def _devices(platform: str) -> list[jax.Device]:
+    try:
+        return list(jax.devices(_PLATFORMS[platform]))
+    except RuntimeError:
+        return []
+
+
+def _existing() -> str:
+    names = [f"{platform}{i}" for platform in ("cuda", "cpu") for i in range(len(_devices(platform)))]
+    return f"The devices here are {', '.join(names)}."
+
+
+def _gpu_hint() -> str:
+    return ' For GPUs install "theano-mgpu[cuda]".' if not _devices("cuda") else ""
+
+
+def _make_cpu_devices(count: int) -> None:
+    """See to it that there are ``count`` simulated devices; JAX fixes their number when its first device is made."""
+    with_room = None
+    try:
+        if count > int(jax.config.jax_num_cpu_devices):
+            jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError as error:
+        with_room = error
+    there = len(_devices("cpu"))
+    if there < count:
+        raise RuntimeError(
+            f'contexts: "cpu:{count}" asks for {count} simulated devices, but JAX has already made {there}, and their '
+            f'number cannot grow in one process. Ask for the largest number first: tm.contexts("cpu:{count}") before '
+            f"any other use of JAX; or take a slice of what there is."
+        ) from with_room

@@ -1,0 +1,30 @@
+"""Sums between the devices, in the fixed tree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from theano_mgpu.gather.tree import tree_sum
+
+__all__ = ["all_reduce"]
+
+
+def all_reduce(value: Any, devices: int, axis: str) -> Any:
+    """The sum of ``value`` over the devices of a mesh axis, on each of them, added in the order of ``tree_sum``.
+
+    A power of two: recursive doubling (Thakur et al., "Optimization of Collective Communication Operations in MPICH",
+    2005, section 4): log2(devices) exchanges, and addition commutes, so every device adds the tree's own pairs. Any
+    other number: every device gathers all and adds the tree.
+    """
+    if devices & (devices - 1) == 0:
+        distance = 1
+        while distance < devices:
+            partner = [(i, i ^ distance) for i in range(devices)]
+            value = value + lax.ppermute(value, axis, partner)
+            distance *= 2
+        return value
+    gathered = lax.all_gather(value, axis)
+    return tree_sum([gathered[i] for i in range(devices)], jnp.add)

@@ -1,0 +1,50 @@
+"""Shards' results to the host: views of the devices' memory where they are one, copies where they are not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from theano_mgpu.gather.tree import TreeSum, added
+from theano_mgpu.mirror import host_device
+
+__all__ = ["HostGather"]
+
+# One list of arrays a shard: (1, ...) for each reduction.
+Leaf = list[jax.Array]
+
+
+class HostGather:
+    """Collects rounds. ``leaves`` gives, for each reduction, what is left to be summed in the fixed tree.
+
+    One round's shards are summed by the update program itself, in one pass over memory; of several rounds only one
+    partial sum a level of the tree is held.
+    """
+
+    def __init__(self, rounds: int) -> None:
+        self._several = rounds > 1
+        self._sum: TreeSum[Leaf] = TreeSum(added)
+        self._single: list[Leaf] = []
+
+    def add(self, values: Sequence[jax.Array], live: int) -> None:
+        for leaf in shards_on_host(values, live):
+            if self._several:
+                self._sum.push(leaf)
+            else:
+                self._single.append(leaf)
+
+    def leaves(self) -> list[list[jax.Array]]:
+        shards = [self._sum.result()] if self._several else self._single
+        return [list(part) for part in zip(*shards, strict=True)]
+
+
+def shards_on_host(values: Sequence[jax.Array], live: int) -> list[Leaf]:
+    """The first ``live`` devices' rows, (1, ...) each, as arrays of the host's device."""
+    rows = [[value.addressable_shards[i].data for value in values] for i in range(live)]
+    for row in rows:
+        for part in row:
+            part.copy_to_host_async()
+    views = [[np.asarray(part) for part in row] for row in rows]
+    return jax.device_put(views, host_device(), may_alias=True)

@@ -1,0 +1,304 @@
+"""A PyTensor graph to XLA: rewritten once, then walked while JAX traces.
+
+The walk computes at once, in numpy, what is known while tracing (shapes, and the sizes, ranges and indices that follow
+from them) with each op's own ``perform``; every other node goes through PyTensor's ``jax_funcify``. So scans over a
+batch of unknown size, reshapes and slices by symbolic sizes and draws of the batch's size all lower.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pytensor.compile.builders import OpFromGraph
+from pytensor.compile.mode import optdb
+from pytensor.graph.basic import Apply, Constant, Variable
+from pytensor.graph.fg import FunctionGraph
+from pytensor.graph.rewriting.db import RewriteDatabaseQuery
+from pytensor.raise_op import CheckAndRaise
+from pytensor.scan.op import Scan
+from pytensor.tensor.random.type import RandomType
+from pytensor.tensor.shape import Shape, Shape_i
+from pytensor.tensor.subtensor import AdvancedIncSubtensor, AdvancedIncSubtensor1, IncSubtensor
+from pytensor.tensor.type import TensorType
+
+from theano_mgpu.averages import Average, ShardReduction, ShardWeight
+from theano_mgpu.cut import Program
+from theano_mgpu.errors import UnsupportedGraphError
+from theano_mgpu.lowering.dispatch import jax_funcify, lowers, no_checks, require
+from theano_mgpu.lowering.precision import FLOAT32, Precision
+
+__all__ = ["Lowered", "Shard", "lower"]
+
+# XLA fuses and simplifies by itself; stabilise keeps log(softmax(x)) and its like finite, as in plain PyTensor.
+_REWRITES = optdb.query(
+    RewriteDatabaseQuery(
+        include=["merge", "canonicalize", "stabilize", "jax"],
+        exclude=["cxx_only", "BlasOpt", "local_careduce_fusion", "scan_reduce_trace_prealloc", "inplace"],
+    )
+)
+# Larger constants travel as arguments: XLA folds constants it can see, slowly (pytensor issue 1224).
+_LARGEST_CONSTANT = 2**20  # bytes
+# Larger known arrays are left to the device.
+_LARGEST_KNOWN = 2**12  # elements
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What a shard knows of itself while its part is traced."""
+
+    weight: Any  # its number of examples over the batch's
+    reduce: Callable[[Any], Any]  # the weighted sum over all shards
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A rewritten program: ``trace`` it inside a JAX transformation, with ``constants`` as the last arguments."""
+
+    graph: FunctionGraph
+    constants: tuple[np.ndarray, ...]
+    precision: Precision
+
+    @property
+    def has_collectives(self) -> bool:
+        """An average's value is needed again below the cut, as in synchronised batch norm."""
+        return any(isinstance(node.op, ShardReduction) for node in self.graph.apply_nodes)
+
+    def trace(self, arguments: Sequence[Any], shard: Shard | None = None) -> list[Any]:
+        """The outputs for ``arguments``: inputs, shared variables, constants; random generators as keys, uint32[2]."""
+        return _walk(self.graph, arguments, _Walk(shard, self.precision))
+
+
+def lower(program: Program, precision: Precision = FLOAT32) -> Lowered:
+    """Rewrite a program and refuse, by name, what cannot run on a device."""
+    graph = FunctionGraph([*program.inputs, *program.shared], list(program.outputs), clone=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _REWRITES.rewrite(graph)
+    _refuse_data_dependent_shapes(graph)
+    large = [v for v in graph.variables if isinstance(v, Constant) and getattr(v.data, "nbytes", 0) > _LARGEST_CONSTANT]
+    for constant in large:
+        argument = constant.type(name=constant.name)
+        graph.add_input(argument)
+        graph.replace(constant, argument, reason="large constant", import_missing=True)
+    return Lowered(graph, tuple(np.asarray(v.data) for v in large), precision)
+
+
+_DATA_DEPENDENT = ("Nonzero", "Unique", "AdvancedBooleanSubtensor", "AdvancedBooleanIncSubtensor")
+
+
+def _refuse_data_dependent_shapes(graph: FunctionGraph) -> None:
+    for node in graph.toposort():
+        masks = [
+            v
+            for v in node.inputs[1:]
+            if "Advanced" in type(node.op).__name__ and isinstance(v.type, TensorType) and v.type.dtype == "bool"
+        ]
+        if type(node.op).__name__ in _DATA_DEPENDENT or masks:
+            raise UnsupportedGraphError(
+                f"{_described(node)} has a shape that depends on the data, which devices cannot compile. "
+                f"Multiply by the mask or use pt.where(mask, x, 0) instead of selecting by it."
+            )
+
+
+@dataclass(frozen=True)
+class _Walk:
+    shard: Shard | None
+    precision: Precision
+
+
+def _walk(graph: FunctionGraph, arguments: Sequence[Any], walk: _Walk) -> list[Any]:
+    values: dict[Variable, Any] = {}
+    for variable, argument in zip(graph.inputs, arguments, strict=True):
+        values[variable] = {"jax_state": argument} if _is_bare_key(variable, argument) else argument
+    for node in graph.toposort():
+        inputs = [v.data if isinstance(v, Constant) else values[v] for v in node.inputs]
+        outputs = _compute(node, inputs, walk)
+        for variable, value in zip(node.outputs, outputs, strict=True):
+            values[variable] = value
+    return [v.data if isinstance(v, Constant) else values[v] for v in graph.outputs]
+
+
+def _is_bare_key(variable: Variable, argument: Any) -> bool:
+    return isinstance(variable.type, RandomType) and not isinstance(argument, dict)
+
+
+def _compute(node: Apply, inputs: list[Any], walk: _Walk) -> Sequence[Any]:
+    op = node.op
+    if isinstance(op, Shape):
+        return [np.asarray(np.shape(inputs[0]), dtype=np.int64)]
+    if isinstance(op, Shape_i):
+        return [np.asarray(np.shape(inputs[0])[op.i], dtype=np.int64)]
+    if isinstance(op, ShardWeight):
+        return [np.float64(1) if walk.shard is None else walk.shard.weight]
+    if isinstance(op, ShardReduction):
+        return [_reduce_below_the_cut(op, node, inputs[0], walk.shard)]
+    if isinstance(op, CheckAndRaise):
+        return [_check(op, node, inputs)]
+    if all(map(_is_known, inputs)) and _is_small(node, inputs) and not _draws(node):
+        return _perform(node, inputs)
+    if isinstance(op, OpFromGraph) and jax_funcify.dispatch(type(op)) is jax_funcify.dispatch(OpFromGraph):
+        return _walk(_inner_graph(op), inputs, walk)
+    return _lowered(node, inputs, walk)
+
+
+def _is_known(value: Any) -> bool:
+    return not isinstance(value, (jax.Array, dict))
+
+
+def _is_small(node: Apply, inputs: Sequence[Any]) -> bool:
+    sizes = [np.size(v) for v in inputs if isinstance(v, np.ndarray)]
+    static = [v.type.shape for v in node.outputs if isinstance(v.type, TensorType)]
+    sizes += [int(np.prod(shape)) for shape in static if None not in shape]
+    # An output of unknown size may be as large as its inputs' values say: np.arange(10**9).
+    if any(None in shape for shape in static):
+        sizes += [
+            abs(np.asarray(v).item()) for v in inputs if isinstance(v, (np.ndarray, np.integer)) and np.size(v) == 1
+        ]
+        sizes += [int(np.prod(v)) for v in inputs if isinstance(v, np.ndarray) and v.ndim == 1 and v.dtype == np.int64]
+    return all(size <= _LARGEST_KNOWN for size in sizes)
+
+
+def _draws(node: Apply) -> bool:
+    return any(isinstance(v.type, RandomType) for v in node.inputs)
+
+
+def _perform(node: Apply, inputs: Sequence[Any]) -> list[Any]:
+    if type(node.op).__name__ == "JAXShapeTuple":  # its perform is not PyTensor's
+        return [tuple(int(v) for v in inputs)]
+    storage: list[list[Any]] = [[None] for _ in node.outputs]
+    node.op.perform(node, list(inputs), storage)
+    return [cell[0] for cell in storage]
+
+
+def _reduce_below_the_cut(op: ShardReduction, node: Apply, value: Any, shard: Shard | None) -> Any:
+    if shard is None:
+        raise UnsupportedGraphError(f"{_described(node)} stands where there are no shards: inside a loop.")
+    return shard.reduce(value * shard.weight.astype(value.dtype) if isinstance(op, Average) else value)
+
+
+def _check(op: CheckAndRaise, node: Apply, inputs: Sequence[Any]) -> Any:
+    value, *conditions = inputs
+    for condition in conditions:
+        if _is_known(condition):
+            if not np.all(condition):
+                raise op.exc_type(op.msg)
+        elif not require(jnp.all(condition), op.exc_type, op.msg.replace("{", "{{").replace("}", "}}")):
+            warnings.warn(f"{_described(node)} is not checked inside a loop: {op.msg}", stacklevel=2)
+    return value
+
+
+def _lowered(node: Apply, inputs: list[Any], walk: _Walk) -> Sequence[Any]:
+    op, concrete = node.op, _with_known_inputs(node, inputs)
+    if isinstance(op, Scan):
+        op = copy.copy(op)
+        op.fgraph = _InnerGraph(op.fgraph, walk)
+    arguments = [_argument(node, i, value) for i, value in enumerate(inputs)]
+    arguments = walk.precision.narrow(node.op, arguments)
+    try:
+        with no_checks() if isinstance(op, Scan) else contextlib.nullcontext():
+            results = jax_funcify(op, node=concrete)(*arguments)
+    except (NotImplementedError, jax.errors.JAXTypeError) as error:
+        raise UnsupportedGraphError(f"{_described(node)} cannot run on the devices: {_first_line(error)}") from error
+    except (TypeError, ValueError, IndexError) as error:
+        shapes = ", ".join(_typed(value) for value in inputs)
+        raise ValueError(f"{_described(node)} does not fit its inputs {shapes}: {_first_line(error)}") from error
+    if len(node.outputs) == 1 and not (isinstance(results, (list, tuple)) and len(results) == 1):
+        results = [results]
+    return [_declared(value, variable) for value, variable in zip(results, node.outputs, strict=True)]
+
+
+def _with_known_inputs(node: Apply, inputs: Sequence[Any]) -> Apply:
+    """The node with what is known as constants: what a dispatch needs to be concrete, it looks for there."""
+    known = [
+        not isinstance(variable, Constant) and _is_known(value)
+        for variable, value in zip(node.inputs, inputs, strict=True)
+    ]
+    if not any(known):
+        return node
+    fixed = [
+        variable.type.make_constant(value if value is None or isinstance(value, (slice, tuple)) else np.asarray(value))
+        if is_known
+        else variable
+        for variable, value, is_known in zip(node.inputs, inputs, known, strict=True)
+    ]
+    try:
+        return node.op.make_node(*fixed)
+    except (TypeError, ValueError):
+        return node
+
+
+_WRITES_INTO_FIRST = (IncSubtensor, AdvancedIncSubtensor, AdvancedIncSubtensor1)
+
+
+def _argument(node: Apply, position: int, value: Any) -> Any:
+    """A known value as the dispatch wants it: integers concrete, floats and arrays written into on the device."""
+    if isinstance(value, dict):
+        return dict(value)  # a dispatch advances the key in place
+    if not isinstance(value, (np.ndarray, np.generic)):
+        return value
+    written = isinstance(node.op, _WRITES_INTO_FIRST) and position == 0
+    large = np.size(value) > _LARGEST_KNOWN
+    # The size of a draw and lengths stay numpy: they are used as Python numbers.
+    if written or large or value.dtype.kind not in "iub":
+        return jnp.asarray(value)
+    return np.asarray(value)[()] if value.ndim == 0 else value  # numpy's scalars hash, as static arguments must
+
+
+def _declared(value: Any, variable: Variable) -> Any:
+    """The value in the dtype that the graph declares, whatever JAX's promotion made of it."""
+    dtype = getattr(variable.type, "dtype", None)
+    if dtype is not None and isinstance(value, jax.Array) and value.dtype != dtype:
+        return value.astype(dtype)
+    return value
+
+
+def _inner_graph(op: OpFromGraph) -> FunctionGraph:
+    graph = op.fgraph.clone()
+    _REWRITES.rewrite(graph)
+    return graph
+
+
+class _InnerGraph(FunctionGraph):
+    """A loop's body, so that the dispatch for loops walks it as we do."""
+
+    def __init__(self, graph: FunctionGraph, walk: _Walk) -> None:
+        super().__init__(graph.inputs, graph.outputs, clone=True)
+        self.walk = _Walk(None, walk.precision)
+
+
+@lowers(_InnerGraph)
+def inner_graph(graph: _InnerGraph, **_: Any) -> Callable[..., tuple[Any, ...]]:
+    return lambda *arguments: tuple(_walk(graph, arguments, graph.walk))
+
+
+def _described(node: Apply) -> str:
+    """The variable, the op, and the line that built it."""
+    variable = node.outputs[0]
+    name = f"{variable.name} = " if variable.name else ""
+    return f"{name}{node.op}{_built_at(node)}"
+
+
+def _built_at(node: Apply) -> str:
+    for variable in node.outputs:
+        for trace in getattr(variable.tag, "trace", None) or ():
+            for frame in reversed(trace):
+                filename, line, _, text = tuple(frame)[:4]
+                if "/pytensor/" not in filename and "/theano_mgpu/" not in filename:
+                    return f" (built at {filename}:{line}: {text})"
+    return ""
+
+
+def _typed(value: Any) -> str:
+    return f"{value.dtype}{tuple(value.shape)}" if hasattr(value, "dtype") else str(value)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,139 @@
+"""Shared variables on every context: versions of the host's values, current at each step.
+
+The host's value is the truth, whoever wrote it: ``set_value``, a plain ``pytensor.function`` (which writes the
+container, or the array in place), or our own step. So a mirror is kept only while it *is* the host's memory; any other
+is written anew before each step.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.tensor.random.type import RandomType
+from pytensor.tensor.type import TensorType
+
+from theano_mgpu.devices import Contexts
+
+__all__ = ["Mirrors", "advanced", "as_numpy", "commit", "host_device", "mesh_of", "on_every", "on_host", "read"]
+
+AXIS = "shards"
+
+
+def host_device() -> jax.Device:
+    """JAX's device for the host's own memory."""
+    return jax.devices("cpu")[0]
+
+
+def read(variable: SharedVariable) -> Any:
+    """The value that PyTensor itself would read now: a numpy array, or a numpy generator."""
+    return variable.container.storage[0]
+
+
+def key_of(generator: np.random.Generator) -> np.ndarray:
+    """A random key, uint32[2], drawn from the generator's state without advancing it."""
+    return copy.deepcopy(generator).integers(0, 2**32, size=2, dtype=np.uint32)
+
+
+def advanced(generator: np.random.Generator) -> np.random.Generator:
+    """The generator after one step: past the draw of the step's key."""
+    after = copy.deepcopy(generator)
+    after.integers(0, 2**32, size=2, dtype=np.uint32)
+    return after
+
+
+def require_mirrorable(variable: SharedVariable) -> None:
+    if not isinstance(variable.type, (TensorType, RandomType)):
+        raise TypeError(
+            f"shared variable {variable.name or variable}: expected a tensor or a random generator, got "
+            f"{variable.type}; only those can be sent to the devices."
+        )
+
+
+@dataclass(frozen=True)
+class _Mirror:
+    value: np.ndarray
+    array: jax.Array
+
+
+class Mirrors:
+    """Shared variables under one placement: replicated over the devices of contexts, or on the host."""
+
+    def __init__(self, placement: Sharding) -> None:
+        self.placement = placement
+        self._kept: dict[SharedVariable, _Mirror] = {}
+
+    def arrays(self, variables: Sequence[SharedVariable]) -> list[jax.Array]:
+        """The variables' current values on the devices; random generators as keys."""
+        stale = [v for v in variables if not self._is_current(v)]
+        values = [key_of(value) if isinstance(value := read(v), np.random.Generator) else value for v in stale]
+        arrays = dict(zip(stale, self.put(values), strict=True))
+        for variable, value in zip(stale, values, strict=True):
+            if _is_same_memory(arrays[variable], value):
+                self._kept[variable] = _Mirror(value, arrays[variable])
+            else:
+                self._kept.pop(variable, None)
+        return [arrays[v] if v in arrays else self._kept[v].array for v in variables]
+
+    def keep(self, variable: SharedVariable, value: np.ndarray, array: jax.Array) -> None:
+        """``value`` was just committed from ``array``: kept where they are the same memory."""
+        if _is_same_memory(array, value):
+            self._kept[variable] = _Mirror(value, array)
+
+    def _is_current(self, variable: SharedVariable) -> bool:
+        mirror = self._kept.get(variable)
+        return mirror is not None and mirror.value is read(variable)
+
+    def put(self, values: list[np.ndarray]) -> list[jax.Array]:
+        """Arrays under the placement; a CPU's are the values' own memory where its alignment allows."""
+        return jax.device_put(values, self.placement, may_alias=True) if values else []
+
+
+def mesh_of(contexts: Contexts) -> Mesh:
+    return Mesh(np.array(contexts.devices), (AXIS,))
+
+
+def on_every(contexts: Contexts) -> Sharding:
+    return NamedSharding(mesh_of(contexts), PartitionSpec())
+
+
+def on_host() -> Sharding:
+    return SingleDeviceSharding(host_device())
+
+
+def _is_same_memory(array: jax.Array, value: np.ndarray) -> bool:
+    if not isinstance(value, np.ndarray) or not value.flags.c_contiguous or value.size == 0:
+        return False
+    shards = array.addressable_shards
+    return all(
+        shard.device.platform == "cpu" and shard.data.unsafe_buffer_pointer() == value.ctypes.data for shard in shards
+    )
+
+
+def commit(variable: SharedVariable, value: Any) -> None:
+    """Write a new value where PyTensor reads it. Plain functions hold the cell itself, so it must stay the same one."""
+    variable.container.storage[0] = value
+
+
+def as_numpy(array: jax.Array, taken: set[int]) -> np.ndarray:
+    """A device's result as a writable numpy array: its own memory on a CPU, a copy elsewhere.
+
+    Plain functions may update the array in place, so it must be nobody else's: ``taken`` holds the addresses in use.
+    """
+    local = array.addressable_shards[0].data
+    if local.device.platform != "cpu" or local.nbytes == 0:
+        return np.array(local)
+    address = local.unsafe_buffer_pointer()
+    if address in taken:
+        return np.array(local)
+    taken.add(address)
+    memory = (ctypes.c_char * local.nbytes).from_address(address)
+    memory._owner = local  # keeps the buffer alive as long as the array
+    return np.frombuffer(memory, dtype=local.dtype).reshape(local.shape)

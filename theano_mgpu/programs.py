@@ -1,0 +1,170 @@
+"""The two compiled programs of a step: one for every device's shard, one for the update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from pytensor.graph.basic import Variable
+from pytensor.tensor.random.type import RandomType
+
+from theano_mgpu.cut import Cut
+from theano_mgpu.devices import Contexts
+from theano_mgpu.gather.device import all_reduce
+from theano_mgpu.gather.tree import tree_sum
+from theano_mgpu.lowering.dispatch import Check, collect_checks
+from theano_mgpu.lowering.graph import Lowered, Shard
+from theano_mgpu.mirror import AXIS, mesh_of
+from theano_mgpu.split import Round
+
+__all__ = ["DeviceProgram", "ShardResults", "UpdateProgram", "Updated"]
+
+_EACH, _SAME = PartitionSpec(AXIS), PartitionSpec()
+
+
+@dataclass(frozen=True)
+class ShardResults:
+    """What one round computed. ``values`` have a row for each device's shard, weighted, or one row, their sum."""
+
+    values: list[jax.Array]
+    per_example: list[jax.Array]
+    checks: list[tuple[jax.Array, dict[str, jax.Array]]]
+
+
+class DeviceProgram:
+    """The part below the cut, compiled once for all devices: one call is one round.
+
+    With ``reduced`` the reductions' values leave it summed over the devices, else as one row for each.
+    """
+
+    def __init__(self, cut: Cut, lowered: Lowered, contexts: Contexts, *, reduced: bool) -> None:
+        self._cut = cut
+        self._lowered = lowered
+        self._contexts = contexts
+        self._reduced = reduced
+        self._split = [v in cut.split for v in cut.device.inputs]
+        self._random = [isinstance(v.type, RandomType) for v in cut.device.shared]
+        self._constants = jax.device_put(list(lowered.constants), NamedSharding(mesh_of(contexts), _SAME))
+        self._places: dict[tuple[Any, tuple[Any, ...]], jax.Array] = {}
+        self._batch_axis_checked = False
+        self.checks: list[Check] = []
+        inputs = [_EACH if split else _SAME for split in self._split]
+        mapped = jax.shard_map(
+            self._part,
+            mesh=mesh_of(contexts),
+            in_specs=(_EACH, _EACH, inputs, [_SAME] * len(cut.device.shared), [_SAME] * len(self._constants)),
+            out_specs=([_SAME if reduced else _EACH] * len(cut.reductions), _EACH, _EACH),
+            check_vma=False,
+        )
+        self._run = jax.jit(mapped)
+
+    def __call__(self, turn: Round, inputs: Sequence[Any], shared: Sequence[jax.Array]) -> ShardResults:
+        weights = self._one_each(turn.weights, np.float64)
+        numbers = self._one_each(turn.shards, np.int32)
+        arguments = (weights, numbers, list(inputs), list(shared), self._constants)
+        if self._cut.per_example and not self._batch_axis_checked:
+            self._require_batch_axis(arguments, turn.size)
+        values, per_example, checks = self._run(*arguments)
+        return ShardResults(values, per_example, checks)
+
+    def _require_batch_axis(self, arguments: tuple[Any, ...], size: int) -> None:
+        """Outputs to be concatenated must grow with the batch: traced, not run, on one example more a shard."""
+        weights, numbers, inputs, *rest = arguments
+        devices = len(self._contexts)
+        longer = [
+            jax.ShapeDtypeStruct((devices * (size + 1), *v.shape[1:]), v.dtype, sharding=v.sharding) if split else v
+            for v, split in zip(inputs, self._split, strict=True)
+        ]
+        for examples, given in ((size, inputs), (size + 1, longer)):
+            _, per_example, _ = jax.eval_shape(self._run, weights, numbers, given, *rest)
+            for variable, value in zip(self._cut.per_example, per_example, strict=True):
+                if value.shape[0] != devices * examples:
+                    raise ValueError(
+                        f"outputs: {variable} depends on the batch without passing an average, but its first axis has "
+                        f"{value.shape[0] // devices} elements for a shard of {examples} examples. Return one row an "
+                        f"example, or wrap it in tm.average(...) or tm.total(...)."
+                    )
+        self._batch_axis_checked = True
+
+    def _one_each(self, numbers: tuple[Any, ...], dtype: Any) -> jax.Array:
+        if (dtype, numbers) not in self._places:
+            sharding = NamedSharding(mesh_of(self._contexts), _EACH)
+            self._places[dtype, numbers] = jax.device_put(np.asarray(numbers, dtype), sharding)
+        return self._places[dtype, numbers]
+
+    def _part(self, weights: Any, numbers: Any, inputs: list[Any], shared: list[Any], constants: list[Any]) -> Any:
+        """What one device traces: its own shard's part."""
+        weight = weights[0]
+        keys = [jax.random.fold_in(v, numbers[0]) if r else v for v, r in zip(shared, self._random, strict=True)]
+        with collect_checks() as checks:
+            outputs = self._lowered.trace([*inputs, *keys, *constants], Shard(weight, lambda x: self._sum(x, weight)))
+        self.checks = checks
+        reductions = self._cut.reductions
+        values = [
+            value * weight.astype(value.dtype) if reduction.weighted else value
+            for reduction, value in zip(reductions, map(jnp.asarray, outputs), strict=False)
+        ]
+        values = [(self._sum(value, weight) if self._reduced else value)[None] for value in values]
+        per_example = [jnp.asarray(value) for value in outputs[len(reductions) :]]
+        flags = [(check.ok[None], {name: v[None] for name, v in check.details.items()}) for check in checks]
+        return values, per_example, flags
+
+    def _sum(self, value: Any, weight: Any) -> Any:
+        """The sum over the shards of a round; a device that only repeats one adds nothing."""
+        own = jnp.where(weight > 0, value, jnp.zeros_like(value))
+        return all_reduce(own, len(self._contexts), AXIS)
+
+
+@dataclass(frozen=True)
+class Updated:
+    """What the update program gives: outputs of the host part, new values, and whether each is finite throughout."""
+
+    outputs: list[jax.Array]
+    new_values: list[jax.Array]
+    finite: jax.Array
+
+
+class UpdateProgram:
+    """The part above the cut: sums the shards in the fixed tree and applies the update rule."""
+
+    def __init__(self, cut: Cut, lowered: Lowered, placement: Any, *, check_finite: bool) -> None:
+        self._cut = cut
+        self._lowered = lowered
+        self._check_finite = check_finite
+        self._used = [v in cut.host.inputs for v in (r.placeholder for r in cut.reductions)]
+        self._constants = jax.device_put(list(lowered.constants), placement)
+        self._run = jax.jit(self._update, out_shardings=placement)
+
+    def __call__(
+        self, leaves: Sequence[Sequence[jax.Array]], whole: Sequence[Any], shared: Sequence[jax.Array]
+    ) -> Updated:
+        return Updated(*self._run(list(leaves), list(whole), list(shared), self._constants))
+
+    def _update(self, leaves: Any, whole: list[Any], shared: list[Any], constants: list[Any]) -> Any:
+        sums = [tree_sum([leaf.reshape(leaf.shape[1:]) for leaf in part], jnp.add) for part in leaves]
+        used = [value for value, is_used in zip(sums, self._used, strict=True) if is_used]
+        results = [jnp.asarray(v) for v in self._lowered.trace([*used, *whole, *shared, *constants])]
+        count = len(results) - len(self._cut.updated)
+        new_values = results[count:]
+        for variable, value in zip(self._cut.updated, new_values, strict=True):
+            require_same_shape(variable, value.shape)
+        finite = [_is_finite(v) for v in new_values] if self._check_finite else []
+        return results[:count], new_values, jnp.stack(finite) if finite else jnp.ones(0, bool)
+
+
+def _is_finite(value: Any) -> Any:
+    return jnp.isfinite(value).all() if jnp.issubdtype(value.dtype, jnp.inexact) else jnp.asarray(True)
+
+
+def require_same_shape(variable: Variable, new_shape: tuple[int, ...]) -> None:
+    old_shape = variable.container.storage[0].shape
+    if new_shape != old_shape:
+        raise ValueError(
+            f"updates: the new value of {variable.name or variable} has shape {new_shape}, but the variable has "
+            f"{old_shape}. Reduce or reshape the expression to the variable's shape."
+        )

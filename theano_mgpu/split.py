@@ -1,0 +1,75 @@
+"""A batch into shards, and shards into rounds: which examples each device takes, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from theano_mgpu.devices import Contexts
+from theano_mgpu.mirror import AXIS, mesh_of
+
+__all__ = ["Round", "place", "rounds"]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One shard per device, all of one size.
+
+    ``shards`` are their numbers in the batch; a device without a shard of its own repeats the last one with weight 0.
+    ``starts`` are the first examples of the shards; ``weights`` (float32) their parts of the batch.
+    """
+
+    size: int
+    shards: tuple[int, ...]
+    starts: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def live(self) -> int:
+        """Devices with a shard of their own; they come first."""
+        return sum(weight > 0 for weight in self.weights)
+
+
+def rounds(examples: int, shards: int, devices: int) -> list[Round]:
+    """Cut ``examples`` into ``shards`` of at most two sizes, larger ones first, and deal them to ``devices`` in turns.
+
+    Shards that would be empty are left out. Shards of one size run together.
+    """
+    size, larger = divmod(examples, shards)
+    sizes = [size + 1] * larger + [size] * (shards - larger if size else 0)
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    dealt = []
+    for first, last in ((0, larger), (larger, len(sizes))):
+        for begin in range(first, last, devices):
+            own = list(range(begin, min(begin + devices, last)))
+            numbers = own + [own[-1]] * (devices - len(own))
+            dealt.append(
+                Round(
+                    size=sizes[begin],
+                    shards=tuple(numbers),
+                    starts=tuple(int(starts[i]) for i in numbers),
+                    weights=tuple(sizes[i] / examples for i in own) + (0.0,) * (devices - len(own)),
+                )
+            )
+    return dealt
+
+
+def whole_batch_round(devices: int) -> Round:
+    """The round of a step without split inputs: the first device computes, the others repeat it with weight 0."""
+    return Round(0, (0,) * devices, (0,) * devices, (1.0,) + (0.0,) * (devices - 1))
+
+
+def place(batch: Sequence[np.ndarray], turn: Round, contexts: Contexts) -> list[jax.Array]:
+    """The round's part of every split input, one shard on each device."""
+    devices = len(contexts)
+    sharding = NamedSharding(mesh_of(contexts), PartitionSpec(AXIS))
+    if turn.live == devices:  # consecutive examples
+        first = turn.starts[0]
+        parts = [array[first : first + devices * turn.size] for array in batch]
+    else:
+        parts = [np.concatenate([array[s : s + turn.size] for s in turn.starts]) for array in batch]
+    return jax.device_put(parts, sharding) if parts else []

@@ -1,0 +1,270 @@
+"""``tm.function``: check, cut, lower. A call of what it gives: split, mirror, run, gather, update, commit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.graph.basic import Variable
+from pytensor.printing import debugprint
+
+from theano_mgpu import devices, split
+from theano_mgpu.arguments import Argument, Signature, parse_inputs
+from theano_mgpu.cut import Cut, cut
+from theano_mgpu.devices import Contexts
+from theano_mgpu.errors import NonFiniteError, UnsupportedGraphError
+from theano_mgpu.gather.host import HostGather
+from theano_mgpu.gather.mesh import MeshGather
+from theano_mgpu.lowering.graph import lower
+from theano_mgpu.lowering.precision import Precision, named_precision
+from theano_mgpu.mirror import Mirrors, advanced, as_numpy, commit, on_every, on_host, read, require_mirrorable
+from theano_mgpu.programs import DeviceProgram, ShardResults, Updated, UpdateProgram
+from theano_mgpu.specification import (
+    Form,
+    check_used,
+    parse_updates,
+    positive,
+    reject_unknown,
+    require_inputs,
+    require_one_of,
+    with_givens,
+)
+from theano_mgpu.split import Round
+
+__all__ = ["Step", "function"]
+
+
+def function(
+    inputs: Sequence[Any],
+    outputs: Any = None,
+    *,
+    updates: Any = None,
+    givens: Any = None,
+    contexts: Contexts | str | None = None,
+    shards: int | None = None,
+    update_on: str = "host",
+    precision: str = "float32",
+    broadcast: Sequence[Variable] = (),
+    nonfinite: str = "raise",
+    on_unused_input: str = "raise",
+    allow_input_downcast: bool | None = None,
+    name: str | None = None,
+    **unknown: Any,
+) -> Step:
+    """``pytensor.function`` over many devices.
+
+    Everything below the averages (``tm.average``, ``tm.total``, ``tm.grad``) runs on every device at once, each on its
+    own part of the batch; everything above runs once. On any number of devices the result is the one that
+    ``pytensor.function`` gives on the whole batch.
+
+    inputs: symbolic variables or ``In(variable, value=default)``. Inputs with an axis are split along axis 0; scalars
+        and those in ``broadcast`` go whole to every device.
+    outputs: one variable, a list, or a dict; a call returns numpy arrays in the same form. An output that depends on
+        the batch without passing an average keeps the batch axis, and is concatenated in order.
+    updates: dict or pairs of shared variable and new value; old values stand on every right-hand side.
+    givens: dict or pairs of variables to replace, not inputs.
+    contexts: ``tm.contexts(...)`` or its argument; every device of the machine by default.
+    shards: the number of pieces a batch is cut into, one per device by default; devices take turns, so that a batch
+        may be larger than their memory.
+    update_on: "host", or "device" where the averages are taken between the devices and each applies the update.
+    precision: of matrix products and convolutions, "float32" (as the graph says) or "bfloat16" (float32 operands
+        rounded).
+    nonfinite: a step with a non-finite update changes nothing and raises ``NonFiniteError`` ("raise"), changes nothing
+        and goes on ("skip", counted in ``step.skipped``), or is applied ("ignore").
+    on_unused_input: "raise", "warn" or "ignore"; allow_input_downcast: as in ``pytensor.function``.
+    name: stands in the errors of a call.
+
+    Raises TypeError or ValueError naming the argument, CutError for a graph without an average where one is needed,
+    UnsupportedGraphError for what cannot run on a device.
+    """
+    reject_unknown(unknown)
+    require_one_of("update_on", update_on, ("host", "device"))
+    require_one_of("nonfinite", nonfinite, ("raise", "skip", "ignore"))
+    require_one_of("on_unused_input", on_unused_input, ("raise", "warn", "ignore"))
+    if contexts is None or isinstance(contexts, str):
+        contexts = devices.contexts(contexts)
+    if not isinstance(contexts, Contexts):
+        raise TypeError(f"contexts: expected tm.contexts(...) or its argument, got {contexts!r}.")
+
+    arguments = parse_inputs(inputs, allow_input_downcast)
+    variables = [argument.variable for argument in arguments]
+    require_inputs("broadcast", broadcast, variables)
+    form = Form(outputs)
+    new_values = parse_updates(updates)
+    graph = with_givens([*form.variables, *new_values.values()], givens, variables)
+    check_used(arguments, graph, on_unused_input)
+    count = len(form.variables)
+    parts = cut(variables, graph[:count], dict(zip(new_values, graph[count:], strict=True)), broadcast)
+    return Step(
+        parts,
+        arguments,
+        form,
+        contexts,
+        shards=len(contexts) if shards is None else positive("shards", shards),
+        update_on=update_on,
+        precision=named_precision(precision),
+        nonfinite=nonfinite,
+        name=name or "step",
+    )
+
+
+class Step:
+    """A training step, or any function of a batch, over many devices. ``tm.function`` makes it."""
+
+    def __init__(
+        self,
+        cut: Cut,
+        arguments: list[Argument],
+        form: Form,
+        contexts: Contexts,
+        *,
+        shards: int,
+        update_on: str,
+        precision: Precision,
+        nonfinite: str,
+        name: str,
+    ) -> None:
+        self.cut = cut
+        self.name = name
+        self.contexts = contexts
+        self.shards = shards
+        self.update_on = update_on
+        self.nonfinite = nonfinite
+        self.skipped = 0  # steps left out under nonfinite="skip"
+        self._calls = 0
+        self._form = form
+        self._signature = Signature(name, tuple(arguments), cut.split)
+        self._on_device = update_on == "device"
+        for variable in self.get_shared():
+            require_mirrorable(variable)
+        self._device_part = lower(cut.device, precision)
+        self._program = DeviceProgram(cut, self._device_part, contexts, reduced=self._on_device)
+        self._mirrors = Mirrors(on_every(contexts))
+        self._update_mirrors = self._mirrors if self._on_device else Mirrors(on_host())
+        self._update = UpdateProgram(
+            cut, lower(cut.host), self._update_mirrors.placement, check_finite=nonfinite != "ignore"
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """One step. Nothing visible changes before its last line but one; outputs come as numpy arrays."""
+        batch = self._signature.bind(args, kwargs)
+        with jax.enable_x64(True):
+            turns = self._split(batch)
+            shared = self._mirrors.arrays(self.cut.device.shared)
+            results = self._run(turns, batch, shared)
+            leaves = self._gather(turns, results)
+            updated = self._apply(leaves, batch)
+            self._check(turns, results, updated, batch)
+            outputs = self._outputs(turns, results, updated)
+            self._commit(updated)
+        return self._form.filled(outputs)
+
+    def _split(self, batch: Mapping[Variable, np.ndarray]) -> list[Round]:
+        if not self.cut.split:
+            return [split.whole_batch_round(len(self.contexts))]
+        turns = split.rounds(len(batch[self.cut.split[0]]), self.shards, len(self.contexts))
+        if self._device_part.has_collectives and len(turns) > 1:
+            raise ValueError(
+                f"{self.name}(): an average is needed again on the devices (synchronised batch norm), so all shards "
+                f"must run at once, but {self.shards} shards of this batch take {len(turns)} rounds on "
+                f"{len(self.contexts)} devices. Use as many shards as devices and a batch that they divide evenly."
+            )
+        return turns
+
+    def _run(self, turns: list[Round], batch: Mapping[Variable, np.ndarray], shared: list[Any]) -> list[ShardResults]:
+        try:
+            return [self._program(turn, self._placed(turn, batch), shared) for turn in turns]
+        except UnsupportedGraphError:
+            raise
+        except ValueError as error:  # shapes that do not fit are found while the graph is traced
+            raise ValueError(f"{self.name}(): {error} The inputs were {self._signature.described(batch)}.") from error
+
+    def _placed(self, turn: Round, batch: Mapping[Variable, np.ndarray]) -> list[Any]:
+        """The device part's inputs for a round: split ones a shard each, the others whole."""
+        inputs = self.cut.device.inputs
+        parts = iter(split.place([batch[v] for v in inputs if v in self.cut.split], turn, self.contexts))
+        whole = iter(self._mirrors.put([batch[v] for v in inputs if v in self.cut.whole]))
+        return [next(parts if v in self.cut.split else whole) for v in inputs]
+
+    def _gather(self, turns: list[Round], results: list[ShardResults]) -> list[list[jax.Array]]:
+        gather = MeshGather(len(turns)) if self._on_device else HostGather(len(turns))
+        for turn, result in zip(turns, results, strict=True):
+            gather.add(result.values, turn.live)
+        return gather.leaves()
+
+    def _apply(self, leaves: list[list[jax.Array]], batch: Mapping[Variable, np.ndarray]) -> Updated:
+        whole = self._update_mirrors.put([batch[v] for v in self.cut.host.inputs if v in self.cut.whole])
+        return self._update(leaves, whole, self._update_mirrors.arrays(self.cut.host.shared))
+
+    def _check(
+        self, turns: list[Round], results: list[ShardResults], updated: Updated, batch: Mapping[Variable, np.ndarray]
+    ) -> None:
+        """Raise what the devices found wrong with the data; nothing has changed yet."""
+        for result in results:
+            for check, (ok, details) in zip(self._program.checks, result.checks, strict=True):
+                passed = np.asarray(ok)
+                if not passed.all():
+                    shard = int(np.argmin(passed))
+                    found = {name: np.asarray(value)[shard] for name, value in details.items()}
+                    raise check.error(f"{self.name}(): {check.message.format(**found)}")
+        self._calls += 1
+        finite = np.asarray(updated.finite)
+        if self.nonfinite == "raise" and not finite.all():
+            raise NonFiniteError(self._non_finite(turns, finite, batch))
+
+    def _non_finite(self, turns: list[Round], finite: np.ndarray, batch: Mapping[Variable, np.ndarray]) -> str:
+        names = [v.name or str(v) for v, is_finite in zip(self.cut.updated, finite, strict=True) if not is_finite]
+        shards = self._non_finite_shards(turns, batch)
+        where = f"shards {shards} gave non-finite averages" if shards else "every shard's averages are finite"
+        return (
+            f"{self.name}(): call {self._calls} would write NaN or infinity to {', '.join(names[:8])}"
+            f"{f' and {len(names) - 8} more' if len(names) > 8 else ''}; {where}. No parameter was changed. Look at "
+            f'that part of the batch, lower the learning rate, or use nonfinite="skip".'
+        )
+
+    def _non_finite_shards(self, turns: list[Round], batch: Mapping[Variable, np.ndarray]) -> list[int]:
+        program = DeviceProgram(self.cut, self._device_part, self.contexts, reduced=False)
+        shared = self._mirrors.arrays(self.cut.device.shared)
+        found = []
+        for turn in turns:
+            result = program(turn, self._placed(turn, batch), shared)
+            rows = [np.asarray(value) for value in result.values if np.issubdtype(value.dtype, np.inexact)]
+            found += [turn.shards[i] for i in range(turn.live) if not all(np.isfinite(row[i]).all() for row in rows)]
+        return found
+
+    def _outputs(self, turns: list[Round], results: list[ShardResults], updated: Updated) -> list[np.ndarray]:
+        per_example = [
+            np.concatenate(
+                [np.asarray(r.per_example[i])[: turn.live * turn.size] for turn, r in zip(turns, results, strict=True)]
+            )
+            for i in range(len(self.cut.per_example))
+        ]
+        single = [np.array(output) for output in updated.outputs]
+        return [(per_example if o.per_example else single)[o.index] for o in self.cut.outputs]
+
+    def _commit(self, updated: Updated) -> None:
+        if self.nonfinite == "skip" and not np.asarray(updated.finite).all():
+            self.skipped += 1
+            return
+        taken = {read(v).ctypes.data for v in self.cut.host.shared if isinstance(read(v), np.ndarray)}
+        new_values = [as_numpy(array, taken) for array in updated.new_values]
+        for variable, value, array in zip(self.cut.updated, new_values, updated.new_values, strict=True):
+            commit(variable, value)
+            self._update_mirrors.keep(variable, value, array)
+        for variable in self.cut.generators:
+            commit(variable, advanced(read(variable)))
+
+    def get_shared(self) -> list[SharedVariable]:
+        """The shared variables that the step reads or writes."""
+        both = (*self.cut.device.shared, *self.cut.host.shared, *self.cut.updated, *self.cut.generators)
+        return list(dict.fromkeys(both))
+
+    def dprint(self, **options: Any) -> Any:
+        """``pytensor.dprint`` of the device part, then the host part."""
+        return debugprint([*self.cut.device.outputs, *self.cut.host.outputs], **options)
+
+    def __repr__(self) -> str:
+        return f"<step {self.name!r} over {', '.join(self.contexts.names)}, {self.shards} shards>"
