@@ -8,11 +8,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pytensor.compile.io import In
+from pytensor.compile import io
+from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Constant, Variable
 from pytensor.tensor.type import TensorType
 
-__all__ = ["Argument", "Signature", "parse_inputs"]
+__all__ = ["Argument", "In", "Signature", "parse_inputs", "without_implicit"]
+
+
+class In(io.In):
+    """``pytensor.In`` whose default may be a plain value, a number or an array; PyTensor 3's takes none.
+
+    Raises TypeError for a default that is not of the variable's type.
+    """
+
+    def __init__(self, variable: Variable, name: str | None = None, value: Any = None, **options: Any) -> None:
+        implicit = isinstance(value, SharedVariable)
+        super().__init__(variable, name=name, value=value if implicit else None, **options)
+        if value is not None and not implicit:
+            argument = Argument(variable, name or variable.name, None, self.allow_downcast)
+            self.value = _converted(argument, value, 0, "In()")
 
 
 @dataclass(frozen=True)
@@ -50,8 +65,16 @@ def parse_inputs(inputs: Sequence[Any], allow_downcast: bool | None) -> list[Arg
     return arguments
 
 
+def without_implicit(inputs: Any) -> tuple[Any, list[tuple[Variable, SharedVariable]]]:
+    """The inputs less each ``In(x, value=shared)``, and pairs of those: there ``x`` stands for the shared variable."""
+    if not isinstance(inputs, (list, tuple)):
+        return inputs, []
+    implicit = [given for given in inputs if isinstance(getattr(given, "value", None), SharedVariable)]
+    return [given for given in inputs if given not in implicit], [(given.variable, given.value) for given in implicit]
+
+
 def _parse(given: Any, position: int, allow_downcast: bool | None) -> Argument:
-    specification = given if isinstance(given, In) else In(given) if isinstance(given, Variable) else None
+    specification = given if isinstance(given, io.In) else io.In(given) if isinstance(given, Variable) else None
     variable = getattr(specification, "variable", None)
     if specification is None or variable is None or isinstance(variable, Constant) or hasattr(variable, "container"):
         raise TypeError(

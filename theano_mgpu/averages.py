@@ -16,14 +16,15 @@ import pytensor.tensor as pt
 from pytensor.compile.ops import TypeCastingOp
 from pytensor.gradient import DisconnectedType
 from pytensor.graph.basic import Apply, Variable
-from pytensor.graph.op import Op
 from pytensor.tensor.type import TensorType
 from pytensor.tensor.variable import TensorVariable
+
+from theano_mgpu.compatibility import OpWithShapes
 
 __all__ = ["average", "grad", "total"]
 
 
-class ShardReduction(TypeCastingOp):
+class ShardReduction(TypeCastingOp, OpWithShapes):
     """One value per shard to one value per batch; the identity where there is one shard."""
 
     __props__ = ()
@@ -32,8 +33,8 @@ class ShardReduction(TypeCastingOp):
         x = pt.as_tensor_variable(x)
         return Apply(self, [x], [x.type()])
 
-    def infer_shape(self, fgraph: Any, node: Apply, shapes: list[Any]) -> list[Any]:
-        return shapes
+    def output_shapes(self, node: Apply, input_shapes: list[Any]) -> list[Any]:
+        return input_shapes
 
     def do_constant_folding(self, fgraph: Any, node: Apply) -> bool:
         return False
@@ -65,7 +66,7 @@ class Total(ShardReduction):
         return [average(g) / shard_weight().astype(g.dtype)]
 
 
-class ShardWeight(Op):
+class ShardWeight(OpWithShapes):
     """The shard's part of the batch: its number of examples over the batch's; 1 where there is one shard."""
 
     __props__ = ()
@@ -76,7 +77,7 @@ class ShardWeight(Op):
     def perform(self, node: Apply, inputs: Sequence[Any], output_storage: list[list[Any]]) -> None:
         output_storage[0][0] = np.asarray(1.0)
 
-    def infer_shape(self, fgraph: Any, node: Apply, shapes: list[Any]) -> list[Any]:
+    def output_shapes(self, node: Apply, input_shapes: list[Any]) -> list[Any]:
         return [()]
 
     def do_constant_folding(self, fgraph: Any, node: Apply) -> bool:

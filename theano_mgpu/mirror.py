@@ -129,10 +129,10 @@ def as_numpy(array: jax.Array, taken: set[int]) -> np.ndarray:
     """
     local = array.addressable_shards[0].data
     if local.device.platform != "cpu" or local.nbytes == 0:
-        return np.array(local)
+        return np.array(jax.device_get(local))
     address = local.unsafe_buffer_pointer()
     if address in taken:
-        return np.array(local)
+        return np.array(jax.device_get(local))
     taken.add(address)
     memory = (ctypes.c_char * local.nbytes).from_address(address)
     memory._owner = local  # keeps the buffer alive as long as the array

@@ -49,7 +49,8 @@ class DeviceProgram:
         self._reduced = reduced
         self._split = [v in cut.split for v in cut.device.inputs]
         self._random = [isinstance(v.type, RandomType) for v in cut.device.shared]
-        self._constants = jax.device_put(list(lowered.constants), NamedSharding(mesh_of(contexts), _SAME))
+        with jax.enable_x64(True):  # else float64 constants would lose half their digits here
+            self._constants = jax.device_put(list(lowered.constants), NamedSharding(mesh_of(contexts), _SAME))
         self._places: dict[tuple[Any, tuple[Any, ...]], jax.Array] = {}
         self._batch_axis_checked = False
         self.checks: list[Check] = []
@@ -80,14 +81,16 @@ class DeviceProgram:
             jax.ShapeDtypeStruct((devices * (size + 1), *v.shape[1:]), v.dtype, sharding=v.sharding) if split else v
             for v, split in zip(inputs, self._split, strict=True)
         ]
+        rows: dict[Variable, tuple[int, ...]] = {}
         for examples, given in ((size, inputs), (size + 1, longer)):
             _, per_example, _ = jax.eval_shape(self._run, weights, numbers, given, *rest)
             for variable, value in zip(self._cut.per_example, per_example, strict=True):
-                if value.shape[0] != devices * examples:
+                row = rows.setdefault(variable, value.shape[1:])
+                if value.shape[0] != devices * examples or value.shape[1:] != row:
                     raise ValueError(
-                        f"outputs: {variable} depends on the batch without passing an average, but its first axis has "
-                        f"{value.shape[0] // devices} elements for a shard of {examples} examples. Return one row an "
-                        f"example, or wrap it in tm.average(...) or tm.total(...)."
+                        f"outputs: {variable} depends on the batch without passing an average, but has shape "
+                        f"{(value.shape[0] // devices, *value.shape[1:])} for a shard of {examples} examples. Return "
+                        f"one row of fixed shape an example, or wrap it in tm.average(...) or tm.total(...)."
                     )
         self._batch_axis_checked = True
 
@@ -127,6 +130,7 @@ class Updated:
     outputs: list[jax.Array]
     new_values: list[jax.Array]
     finite: jax.Array
+    checks: list[tuple[jax.Array, dict[str, jax.Array]]]
 
 
 class UpdateProgram:
@@ -136,25 +140,31 @@ class UpdateProgram:
         self._cut = cut
         self._lowered = lowered
         self._check_finite = check_finite
+        self.checks: list[Check] = []
         self._used = [v in cut.host.inputs for v in (r.placeholder for r in cut.reductions)]
-        self._constants = jax.device_put(list(lowered.constants), placement)
+        with jax.enable_x64(True):
+            self._constants = jax.device_put(list(lowered.constants), placement)
         self._run = jax.jit(self._update, out_shardings=placement)
 
     def __call__(
         self, leaves: Sequence[Sequence[jax.Array]], whole: Sequence[Any], shared: Sequence[jax.Array]
     ) -> Updated:
-        return Updated(*self._run(list(leaves), list(whole), list(shared), self._constants))
+        updated = Updated(*self._run(list(leaves), list(whole), list(shared), self._constants))
+        for variable, value in zip(self._cut.updated, updated.new_values, strict=True):
+            require_same_shape(variable, value.shape)
+        return updated
 
     def _update(self, leaves: Any, whole: list[Any], shared: list[Any], constants: list[Any]) -> Any:
         sums = [tree_sum([leaf.reshape(leaf.shape[1:]) for leaf in part], jnp.add) for part in leaves]
         used = [value for value, is_used in zip(sums, self._used, strict=True) if is_used]
-        results = [jnp.asarray(v) for v in self._lowered.trace([*used, *whole, *shared, *constants])]
+        with collect_checks() as checks:
+            results = [jnp.asarray(v) for v in self._lowered.trace([*used, *whole, *shared, *constants])]
+        self.checks = checks
         count = len(results) - len(self._cut.updated)
         new_values = results[count:]
-        for variable, value in zip(self._cut.updated, new_values, strict=True):
-            require_same_shape(variable, value.shape)
         finite = [_is_finite(v) for v in new_values] if self._check_finite else []
-        return results[:count], new_values, jnp.stack(finite) if finite else jnp.ones(0, bool)
+        flags = [(check.ok[None], {name: v[None] for name, v in check.details.items()}) for check in checks]
+        return results[:count], new_values, jnp.stack(finite) if finite else jnp.ones(0, bool), flags
 
 
 def _is_finite(value: Any) -> Any:

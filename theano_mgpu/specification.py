@@ -17,7 +17,17 @@ from pytensor.tensor.type import TensorType
 
 from theano_mgpu.arguments import Argument
 
-__all__ = ["Form", "check_used", "parse_updates", "positive", "reject_unknown", "require_one_of", "with_givens"]
+__all__ = [
+    "Form",
+    "check_used",
+    "parse_updates",
+    "positive",
+    "reject_unknown",
+    "require_inputs",
+    "require_one_of",
+    "with_default_updates",
+    "with_givens",
+]
 
 
 class Form:
@@ -106,6 +116,23 @@ def with_givens(graph: Sequence[Variable], givens: Any, inputs: Sequence[Variabl
     return list(clone_replace(list(graph), replace=replace)) if replace and graph else list(graph)
 
 
+def with_default_updates(
+    outputs: Sequence[Variable], updates: Mapping[SharedVariable, Variable], givens: Any, inputs: Sequence[Variable]
+) -> dict[SharedVariable, Variable]:
+    """The updates and, as in ``pytensor.function``, those that shared variables bring along (``RandomStream``'s do)."""
+    complete = dict(updates)
+    while True:
+        needed = ancestors([*outputs, *complete.values()])
+        found = {
+            v: v.default_update
+            for v in needed
+            if isinstance(v, SharedVariable) and v not in complete and getattr(v, "default_update", None) is not None
+        }
+        if not found:
+            return complete
+        complete |= zip(found, with_givens(list(found.values()), givens, inputs), strict=True)
+
+
 def check_used(arguments: Sequence[Argument], graph: Sequence[Variable], on_unused_input: str) -> None:
     """Every input is used by an output or update; and everything that they need is an input, shared or constant."""
     needed = set(ancestors(graph))
@@ -157,7 +184,7 @@ def reject_unknown(options: Mapping[str, Any]) -> None:
     reasons = {
         "mode": "a step is always compiled by XLA; for another mode use pytensor.function on the same graph.",
         "profile": "use jax.profiler around the calls.",
-        "no_default_updates": "default updates are not applied; give updates= in full.",
+        "no_default_updates": "default updates are always applied, as by pytensor.function.",
     }
     for option in options:
         raise TypeError(f"function(): {option}= is not supported: {reasons.get(option, 'it is not known.')}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,9 +13,10 @@ from pytensor.graph.basic import Variable
 from pytensor.printing import debugprint
 
 from theano_mgpu import devices, split
-from theano_mgpu.arguments import Argument, Signature, parse_inputs
+from theano_mgpu.arguments import Argument, Signature, parse_inputs, without_implicit
 from theano_mgpu.cut import Cut, cut
 from theano_mgpu.devices import Contexts
+from theano_mgpu.drawing import Running, diagram, draw
 from theano_mgpu.errors import NonFiniteError, UnsupportedGraphError
 from theano_mgpu.gather.host import HostGather
 from theano_mgpu.gather.mesh import MeshGather
@@ -30,6 +32,7 @@ from theano_mgpu.specification import (
     reject_unknown,
     require_inputs,
     require_one_of,
+    with_default_updates,
     with_givens,
 )
 from theano_mgpu.split import Round
@@ -89,15 +92,19 @@ def function(
     if not isinstance(contexts, Contexts):
         raise TypeError(f"contexts: expected tm.contexts(...) or its argument, got {contexts!r}.")
 
+    inputs, implicit = without_implicit(inputs)
+    givens = [*(givens.items() if isinstance(givens, Mapping) else givens or ()), *implicit]
     arguments = parse_inputs(inputs, allow_input_downcast)
     variables = [argument.variable for argument in arguments]
     require_inputs("broadcast", broadcast, variables)
     form = Form(outputs)
     new_values = parse_updates(updates)
     graph = with_givens([*form.variables, *new_values.values()], givens, variables)
-    check_used(arguments, graph, on_unused_input)
     count = len(form.variables)
-    parts = cut(variables, graph[:count], dict(zip(new_values, graph[count:], strict=True)), broadcast)
+    new_values = dict(zip(new_values, graph[count:], strict=True))
+    new_values = with_default_updates(graph[:count], new_values, givens, variables)
+    check_used(arguments, [*graph[:count], *new_values.values()], on_unused_input)
+    parts = cut(variables, graph[:count], new_values, broadcast)
     return Step(
         parts,
         arguments,
@@ -203,15 +210,16 @@ class Step:
         self, turns: list[Round], results: list[ShardResults], updated: Updated, batch: Mapping[Variable, np.ndarray]
     ) -> None:
         """Raise what the devices found wrong with the data; nothing has changed yet."""
-        for result in results:
-            for check, (ok, details) in zip(self._program.checks, result.checks, strict=True):
-                passed = np.asarray(ok)
+        reports = [(self._program.checks, result.checks) for result in results]
+        for checks, flags in [*reports, (self._update.checks, updated.checks)]:
+            for check, (ok, details) in zip(checks, flags, strict=True):
+                passed = jax.device_get(ok)
                 if not passed.all():
                     shard = int(np.argmin(passed))
-                    found = {name: np.asarray(value)[shard] for name, value in details.items()}
+                    found = {name: jax.device_get(value)[shard] for name, value in details.items()}
                     raise check.error(f"{self.name}(): {check.message.format(**found)}")
         self._calls += 1
-        finite = np.asarray(updated.finite)
+        finite = jax.device_get(updated.finite)
         if self.nonfinite == "raise" and not finite.all():
             raise NonFiniteError(self._non_finite(turns, finite, batch))
 
@@ -231,22 +239,22 @@ class Step:
         found = []
         for turn in turns:
             result = program(turn, self._placed(turn, batch), shared)
-            rows = [np.asarray(value) for value in result.values if np.issubdtype(value.dtype, np.inexact)]
+            rows = [jax.device_get(value) for value in result.values if np.issubdtype(value.dtype, np.inexact)]
             found += [turn.shards[i] for i in range(turn.live) if not all(np.isfinite(row[i]).all() for row in rows)]
         return found
 
     def _outputs(self, turns: list[Round], results: list[ShardResults], updated: Updated) -> list[np.ndarray]:
         per_example = [
             np.concatenate(
-                [np.asarray(r.per_example[i])[: turn.live * turn.size] for turn, r in zip(turns, results, strict=True)]
+                [jax.device_get(r.per_example[i])[: turn.live * turn.size] for turn, r in zip(turns, results, strict=True)]
             )
             for i in range(len(self.cut.per_example))
         ]
-        single = [np.array(output) for output in updated.outputs]
+        single = [np.array(jax.device_get(output)) for output in updated.outputs]
         return [(per_example if o.per_example else single)[o.index] for o in self.cut.outputs]
 
     def _commit(self, updated: Updated) -> None:
-        if self.nonfinite == "skip" and not np.asarray(updated.finite).all():
+        if self.nonfinite == "skip" and not jax.device_get(updated.finite).all():
             self.skipped += 1
             return
         taken = {read(v).ctypes.data for v in self.cut.host.shared if isinstance(read(v), np.ndarray)}
@@ -265,6 +273,18 @@ class Step:
     def dprint(self, **options: Any) -> Any:
         """``pytensor.dprint`` of the device part, then the host part."""
         return debugprint([*self.cut.device.outputs, *self.cut.host.outputs], **options)
+
+    def draw(self, path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+        """Draw what runs where, and what travels between, as an SVG picture; returns ``path``, which ends in .svg."""
+        return draw(self.cut, path, self._running())
+
+    def _running(self) -> Running:
+        labels = self._form.filled([np.empty(0)] * len(self.cut.outputs))
+        names = tuple(map(str, labels)) if isinstance(labels, Mapping) else ()
+        return Running(tuple(self.contexts.names), self.shards, self.update_on, names, self.name)
+
+    def __str__(self) -> str:
+        return diagram(self.cut, self._running())
 
     def __repr__(self) -> str:
         return f"<step {self.name!r} over {', '.join(self.contexts.names)}, {self.shards} shards>"

@@ -26,10 +26,10 @@ from pytensor.raise_op import CheckAndRaise
 from pytensor.scan.op import Scan
 from pytensor.tensor.random.type import RandomType
 from pytensor.tensor.shape import Shape, Shape_i
-from pytensor.tensor.subtensor import AdvancedIncSubtensor, AdvancedIncSubtensor1, IncSubtensor
 from pytensor.tensor.type import TensorType
 
 from theano_mgpu.averages import Average, ShardReduction, ShardWeight
+from theano_mgpu.compatibility import WRITES_INTO_FIRST_INPUT, mutable_copy
 from theano_mgpu.cut import Program
 from theano_mgpu.errors import UnsupportedGraphError
 from theano_mgpu.lowering.dispatch import jax_funcify, lowers, no_checks, require
@@ -208,6 +208,11 @@ def _lowered(node: Apply, inputs: list[Any], walk: _Walk) -> Sequence[Any]:
     except (NotImplementedError, jax.errors.JAXTypeError) as error:
         raise UnsupportedGraphError(f"{_described(node)} cannot run on the devices: {_first_line(error)}") from error
     except (TypeError, ValueError, IndexError) as error:
+        if "must be static" in str(error):  # a slice by a value that is known only when the step runs
+            raise UnsupportedGraphError(
+                f"{_described(node)} has a shape that depends on the data: {_first_line(error)}. Look rows up by an "
+                f"array of indices instead of slicing by a number that changes from call to call."
+            ) from error
         shapes = ", ".join(_typed(value) for value in inputs)
         raise ValueError(f"{_described(node)} does not fit its inputs {shapes}: {_first_line(error)}") from error
     if len(node.outputs) == 1 and not (isinstance(results, (list, tuple)) and len(results) == 1):
@@ -223,19 +228,18 @@ def _with_known_inputs(node: Apply, inputs: Sequence[Any]) -> Apply:
     ]
     if not any(known):
         return node
-    fixed = [
-        variable.type.make_constant(value if value is None or isinstance(value, (slice, tuple)) else np.asarray(value))
-        if is_known
-        else variable
-        for variable, value, is_known in zip(node.inputs, inputs, known, strict=True)
-    ]
     try:
+        fixed = [
+            variable.type.make_constant(
+                value if value is None or isinstance(value, (slice, tuple)) else np.asarray(value)
+            )
+            if is_known
+            else variable
+            for variable, value, is_known in zip(node.inputs, inputs, known, strict=True)
+        ]
         return node.op.make_node(*fixed)
     except (TypeError, ValueError):
         return node
-
-
-_WRITES_INTO_FIRST = (IncSubtensor, AdvancedIncSubtensor, AdvancedIncSubtensor1)
 
 
 def _argument(node: Apply, position: int, value: Any) -> Any:
@@ -244,7 +248,7 @@ def _argument(node: Apply, position: int, value: Any) -> Any:
         return dict(value)  # a dispatch advances the key in place
     if not isinstance(value, (np.ndarray, np.generic)):
         return value
-    written = isinstance(node.op, _WRITES_INTO_FIRST) and position == 0
+    written = isinstance(node.op, WRITES_INTO_FIRST_INPUT) and position == 0
     large = np.size(value) > _LARGEST_KNOWN
     # The size of a draw and lengths stay numpy: they are used as Python numbers.
     if written or large or value.dtype.kind not in "iub":
@@ -261,7 +265,7 @@ def _declared(value: Any, variable: Variable) -> Any:
 
 
 def _inner_graph(op: OpFromGraph) -> FunctionGraph:
-    graph = op.fgraph.clone()
+    graph = mutable_copy(op.fgraph)
     _REWRITES.rewrite(graph)
     return graph
 
@@ -270,6 +274,7 @@ class _InnerGraph(FunctionGraph):
     """A loop's body, so that the dispatch for loops walks it as we do."""
 
     def __init__(self, graph: FunctionGraph, walk: _Walk) -> None:
+        graph = mutable_copy(graph)
         super().__init__(graph.inputs, graph.outputs, clone=True)
         self.walk = _Walk(None, walk.precision)
 

@@ -1,0 +1,21 @@
+"""Activation functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytensor.tensor as pt
+from pytensor.tensor.variable import TensorVariable
+
+__all__ = ["relu"]
+
+
+def relu(x: Any) -> TensorVariable:
+    """The rectified linear unit, max(x, 0), of any shape. Its gradient at 0 is 0; NaN stays NaN.
+
+    Nair and Hinton, "Rectified linear units improve restricted Boltzmann machines", ICML 2010.
+    """
+    x = pt.as_tensor_variable(x)
+    # The gradient of maximum(x, 0) would be 1 at 0; `x > 0` would turn NaN to 0.
+    return pt.switch(x <= 0, np.zeros((), dtype=x.type.dtype), x)
