@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pytensor.compile.sharedvalue import SharedVariable
-from pytensor.graph.basic import Apply, Variable
+from pytensor.graph.basic import Variable
 from pytensor.graph.replace import clone_replace
 from pytensor.graph.traversal import ancestors, toposort
 from pytensor.tensor.random.type import RandomType
@@ -79,6 +79,8 @@ class Cut:
         return self.device.outputs[len(self.reductions) :]
 
     def __str__(self) -> str:
+        from theano_mgpu.drawing.text import diagram  # a drawing reads cuts, so it cannot be imported above
+
         return diagram(self)
 
 
@@ -213,71 +215,3 @@ def _name(variable: Variable) -> str:
     if variable.owner is None:
         return str(variable)
     return f"{variable.owner.op}.out" if len(str(variable.owner.op)) < 40 else f"{type(variable.owner.op).__name__}.out"
-
-
-def diagram(cut: Cut) -> str:
-    """The cut as text: what runs where, and what travels between."""
-    averages = sum(r.weighted for r in cut.reductions)
-    lines = [
-        "batch    " + _listed(_typed(v) for v in cut.split),
-        "whole    " + _listed(_typed(v) for v in cut.whole),
-        "shared   " + _listed(_typed(v) for v in cut.device.shared),
-        "",
-        *_box("on every device, once per shard", [f"{_count(cut.device)} nodes", *_operations(cut.device)]),
-        f"   │  gather: {averages} averages, {len(cut.reductions) - averages} totals: "
-        + _listed(r.label for r in cut.reductions),
-        "   ▼",
-        *_box("on the host, once per batch", [f"{_count(cut.host)} nodes", *_operations(cut.host)]),
-        "   │",
-        "   ▼",
-        "updated  " + _listed(_typed(v) for v in (*cut.updated, *cut.generators)),
-        "outputs  " + _listed(_origin(o) for o in cut.outputs),
-    ]
-    return "\n".join(lines)
-
-
-def _box(title: str, lines: Sequence[str]) -> list[str]:
-    width = max(len(title) + 4, *(len(line) + 2 for line in lines))
-    body = [f"│ {line.ljust(width - 2)} │" for line in lines]
-    return [f"┌─ {title} {'─' * (width - len(title) - 3)}┐", *body, f"└{'─' * width}┘"]
-
-
-def _operations(program: Program) -> list[str]:
-    """The commonest ops, most frequent first."""
-    counts: dict[str, int] = {}
-    for node in _nodes(program):
-        name = _operation(node)
-        counts[name] = counts.get(name, 0) + 1
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return [f"{count:5d} x {name}" for name, count in ranked[:8]] + (["      ..."] if len(ranked) > 8 else [])
-
-
-def _operation(node: Apply) -> str:
-    scalar = getattr(node.op, "scalar_op", None)
-    return type(node.op).__name__ if scalar is None else f"{type(node.op).__name__}({scalar})"
-
-
-def _nodes(program: Program) -> list[Apply]:
-    return list(toposort(program.outputs))
-
-
-def _count(program: Program) -> int:
-    return len(_nodes(program))
-
-
-def _origin(output: Output) -> str:
-    return "per example, concatenated" if output.per_example else "one value"
-
-
-def _typed(variable: Variable) -> str:
-    if isinstance(variable.type, RandomType):
-        return f"{_name(variable)} (random generator)"
-    shape = ", ".join("?" if n is None else str(n) for n in variable.type.shape)
-    return f"{_name(variable)} {variable.type.dtype}({shape})"
-
-
-def _listed(items: Iterable[str], most: int = 6) -> str:
-    listed = list(items)
-    if len(listed) > most:
-        return ", ".join(listed[: most - 1]) + f", ... ({len(listed)} in all)"
-    return ", ".join(listed) or "nothing"

@@ -87,6 +87,11 @@ class Mirrors:
         if _is_same_memory(array, value):
             self._kept[variable] = _Mirror(value, array)
 
+    def drop(self, variables: Sequence[SharedVariable]) -> None:
+        """Let go of the memory of values that were just replaced."""
+        for variable in variables:
+            self._kept.pop(variable, None)
+
     def _is_current(self, variable: SharedVariable) -> bool:
         mirror = self._kept.get(variable)
         return mirror is not None and mirror.value is read(variable)

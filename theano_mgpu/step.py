@@ -244,10 +244,9 @@ class Step:
         return found
 
     def _outputs(self, turns: list[Round], results: list[ShardResults], updated: Updated) -> list[np.ndarray]:
+        live = [turn.live * turn.size for turn in turns]  # rows of devices that only repeat a shard come last
         per_example = [
-            np.concatenate(
-                [jax.device_get(r.per_example[i])[: turn.live * turn.size] for turn, r in zip(turns, results, strict=True)]
-            )
+            np.concatenate([jax.device_get(r.per_example[i])[:n] for r, n in zip(results, live, strict=True)])
             for i in range(len(self.cut.per_example))
         ]
         single = [np.array(jax.device_get(output)) for output in updated.outputs]
@@ -259,6 +258,7 @@ class Step:
             return
         taken = {read(v).ctypes.data for v in self.cut.host.shared if isinstance(read(v), np.ndarray)}
         new_values = [as_numpy(array, taken) for array in updated.new_values]
+        self._mirrors.drop(self.cut.updated)
         for variable, value, array in zip(self.cut.updated, new_values, updated.new_values, strict=True):
             commit(variable, value)
             self._update_mirrors.keep(variable, value, array)

@@ -13,10 +13,10 @@ import numpy as np
 import pytensor.tensor as pt
 from pytensor.gradient import DisconnectedType
 from pytensor.graph.basic import Apply
-from pytensor.graph.op import Op
 from pytensor.tensor.type import TensorType
 from pytensor.tensor.variable import TensorVariable
 
+from theano_mgpu.compatibility import OpWithShapes
 from theano_mgpu.nn.windows import (
     Padding,
     Pair,
@@ -31,7 +31,7 @@ from theano_mgpu.nn.windows import (
 __all__ = ["Conv2d", "Conv2dFilterGradient", "Conv2dInputGradient", "conv2d"]
 
 
-class Convolution(Op):
+class Convolution(OpWithShapes):
     """What the three ops share: settings, checks and the geometry."""
 
     __props__ = ("stride", "dilation", "padding", "groups")
@@ -100,8 +100,8 @@ class Conv2d(Convolution):
         y = _patches(x, windows, self.groups) @ _grouped_filters(w, self.groups)
         output_storage[0][0] = _from_groups(y).reshape(x.shape[0], *windows.output, w.shape[3]).astype(x.dtype)
 
-    def infer_shape(self, fgraph: Any, node: Apply, shapes: list[Any]) -> list[Any]:
-        x, w = shapes
+    def output_shapes(self, node: Apply, input_shapes: list[Any]) -> list[Any]:
+        x, w = input_shapes
         output = [
             output_length(
                 x[1 + axis],
@@ -135,8 +135,8 @@ class ConvolutionGradient(Convolution):
         _check_same_dtype(inputs[0], inputs[2], "the cotangent")
         return Apply(self, inputs, [inputs[self.position].type()])
 
-    def infer_shape(self, fgraph: Any, node: Apply, shapes: list[Any]) -> list[Any]:
-        return [shapes[self.position]]
+    def output_shapes(self, node: Apply, input_shapes: list[Any]) -> list[Any]:
+        return [input_shapes[self.position]]
 
     def connection_pattern(self, node: Apply) -> list[list[bool]]:
         return [[position != self.position] for position in range(3)]

@@ -9,10 +9,11 @@ import numpy as np
 import pytensor.tensor as pt
 from pytensor.gradient import DisconnectedType
 from pytensor.graph.basic import Apply
-from pytensor.graph.op import Op
 from pytensor.tensor.special import softmax
 from pytensor.tensor.type import TensorType
 from pytensor.tensor.variable import TensorVariable
+
+from theano_mgpu.compatibility import OpWithShapes
 
 __all__ = [
     "SoftmaxCrossEntropy",
@@ -24,7 +25,7 @@ __all__ = [
 ]
 
 
-class CrossEntropy(Op):
+class CrossEntropy(OpWithShapes):
     """What the loss and its gradient share."""
 
     __props__ = ("label_smoothing",)
@@ -57,8 +58,8 @@ class SoftmaxCrossEntropy(CrossEntropy):
             losses -= self.label_smoothing * shifted.mean(1)
         output_storage[0][0] = losses.astype(logits.dtype)
 
-    def infer_shape(self, fgraph: Any, node: Apply, shapes: list[Any]) -> list[Any]:
-        return [(shapes[0][0],)]
+    def output_shapes(self, node: Apply, input_shapes: list[Any]) -> list[Any]:
+        return [(input_shapes[0][0],)]
 
     def connection_pattern(self, node: Apply) -> list[list[bool]]:
         return [[True], [False]]
@@ -90,8 +91,8 @@ class SoftmaxCrossEntropyGradient(CrossEntropy):
         targets = self._targets(labels, logits.shape[1], probabilities.dtype)
         output_storage[0][0] = ((probabilities - targets) * g[:, None]).astype(logits.dtype)
 
-    def infer_shape(self, fgraph: Any, node: Apply, shapes: list[Any]) -> list[Any]:
-        return [shapes[0]]
+    def output_shapes(self, node: Apply, input_shapes: list[Any]) -> list[Any]:
+        return [input_shapes[0]]
 
     def connection_pattern(self, node: Apply) -> list[list[bool]]:
         return [[True], [False], [True]]

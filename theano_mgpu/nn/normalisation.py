@@ -10,16 +10,16 @@ import pytensor
 import pytensor.tensor as pt
 from pytensor.gradient import DisconnectedType
 from pytensor.graph.basic import Apply, Variable
-from pytensor.graph.op import Op
 from pytensor.tensor.type import TensorType
 from pytensor.tensor.variable import TensorVariable
 
 from theano_mgpu.averages import average
+from theano_mgpu.compatibility import OpWithShapes
 
 __all__ = ["BatchNorm", "BatchNormGradient", "batch_norm", "check_shapes"]
 
 
-class BatchNorm(Op):
+class BatchNorm(OpWithShapes):
     """x, gamma, beta to the normalised x and its mean and biased variance per channel."""
 
     __props__ = ("eps",)
@@ -47,8 +47,8 @@ class BatchNorm(Op):
         for cell, value, variable in zip(output_storage, (y, mean, var), node.outputs, strict=True):
             cell[0] = value.astype(variable.type.dtype)
 
-    def infer_shape(self, fgraph: Any, node: Apply, shapes: list[Any]) -> list[Any]:
-        x, _, _ = shapes
+    def output_shapes(self, node: Apply, input_shapes: list[Any]) -> list[Any]:
+        x, _, _ = input_shapes
         return [x, (x[-1],), (x[-1],)]
 
     def connection_pattern(self, node: Apply) -> list[list[bool]]:
@@ -70,7 +70,7 @@ class BatchNorm(Op):
         return gradients
 
 
-class BatchNormGradient(Op):
+class BatchNormGradient(OpWithShapes):
     """x, gamma, the statistics and the cotangent of y to the gradients of x, gamma and beta.
 
     With n values per channel, x_hat := (x - mean) / sqrt(var + eps), and sums per channel:
@@ -107,8 +107,8 @@ class BatchNormGradient(Op):
         ):
             cell[0] = value.astype(variable.type.dtype)
 
-    def infer_shape(self, fgraph: Any, node: Apply, shapes: list[Any]) -> list[Any]:
-        return [shapes[0], shapes[1], shapes[1]]
+    def output_shapes(self, node: Apply, input_shapes: list[Any]) -> list[Any]:
+        return [input_shapes[0], input_shapes[1], input_shapes[1]]
 
     def pullback(self, inputs: Any, outputs: Any, cotangents: Any) -> list[Any]:
         connected = [

@@ -9,10 +9,10 @@ import numpy as np
 import pytensor.tensor as pt
 from pytensor.gradient import DisconnectedType
 from pytensor.graph.basic import Apply
-from pytensor.graph.op import Op
 from pytensor.tensor.type import TensorType
 from pytensor.tensor.variable import TensorVariable
 
+from theano_mgpu.compatibility import OpWithShapes
 from theano_mgpu.nn.windows import Padding, Pair, Windows, check_image, lay_windows, output_length, padding_pairs, pair
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-class Pool(Op):
+class Pool(OpWithShapes):
     """What the pools and their gradients share: settings and geometry."""
 
     __props__ = ("size", "stride", "padding")
@@ -48,7 +48,7 @@ class Pool(Op):
 
     def _pooled(self, shape: Sequence[Any]) -> tuple[Any, ...]:
         """The shape after pooling; lengths may be symbolic or, if static, unknown."""
-        pads = (self.padding,) * 2 if isinstance(self.padding, str) else self.padding
+        pads: Sequence[Any] = (self.padding,) * 2 if isinstance(self.padding, str) else self.padding
         lengths = [
             None if length is None else output_length(length, size, stride, 1, pad)
             for length, size, stride, pad in zip(shape[1:3], self.size, self.stride, pads, strict=True)
@@ -66,8 +66,8 @@ class PoolForward(Pool):
             self.windows(x.type.shape)
         return Apply(self, [x], [TensorType(x.type.dtype, shape=self._pooled(x.type.shape))()])
 
-    def infer_shape(self, fgraph: Any, node: Apply, shapes: list[Any]) -> list[Any]:
-        return [self._pooled(shapes[0])]
+    def output_shapes(self, node: Apply, input_shapes: list[Any]) -> list[Any]:
+        return [self._pooled(input_shapes[0])]
 
 
 class MaxPool2d(PoolForward):
@@ -101,8 +101,8 @@ class MaxPool2dRoute(Pool):
             check_image(type(self).__name__, variable)
         return Apply(self, inputs, [inputs[self.like].type()])
 
-    def infer_shape(self, fgraph: Any, node: Apply, shapes: list[Any]) -> list[Any]:
-        return [shapes[self.like]]
+    def output_shapes(self, node: Apply, input_shapes: list[Any]) -> list[Any]:
+        return [input_shapes[self.like]]
 
     def connection_pattern(self, node: Apply) -> list[list[bool]]:
         # Which entry is the largest does not change with an infinitesimal step.
@@ -200,8 +200,8 @@ class AveragePool2dGradient(Pool):
             gradient[where] += share
         output_storage[0][0] = np.ascontiguousarray(windows.interior(gradient), dtype=x.dtype)
 
-    def infer_shape(self, fgraph: Any, node: Apply, shapes: list[Any]) -> list[Any]:
-        return [shapes[0]]
+    def output_shapes(self, node: Apply, input_shapes: list[Any]) -> list[Any]:
+        return [input_shapes[0]]
 
     def connection_pattern(self, node: Apply) -> list[list[bool]]:
         return [[False], [True]]
