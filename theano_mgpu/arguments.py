@@ -167,7 +167,8 @@ def _converted(argument: Argument, value: Any, position: int, where: str) -> np.
     try:
         return np.asarray(kind.filter(value, strict=False, allow_downcast=argument.allow_downcast))
     except (TypeError, ValueError) as error:
-        raise type(error)(
+        kind_of_error = TypeError if isinstance(error, TypeError) else ValueError  # numpy's own take other arguments
+        raise kind_of_error(
             f"{where}: {argument.label(position)} must be {argument.expected()}, got {_described(value)}."
             f"{_remedy(argument, value)}"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ __all__ = ["Context", "Contexts", "contexts"]
 
 _SYNTAX = (
     'Expected "cpu:4" (four simulated devices), "cuda" (every GPU), "cuda:0,2" (two of them), "cuda0", '
-    '"dev0->cuda0;dev1->cuda2" (names of your own), or nothing (every GPU, else the CPU).'
+    '"dev0->cuda0;dev1->cuda2" (names of your own), "cuda or cpu:4", or nothing (every GPU, else the CPU).'
 )
 # JAX's platform behind each of our names.
 _PLATFORMS = {"cpu": "cpu", "cuda": "gpu"}
@@ -117,7 +118,8 @@ def contexts(spec: str | None = None) -> Contexts:
     """The devices that a step runs on, in order.
 
     ``spec``: "cpu:4" makes four simulated devices of this machine's processor; "cuda" is every GPU, "cuda:0,2" two of
-    them, "dev0->cuda0;dev1->cuda2" names them (Theano's syntax); None is every GPU, else the CPU.
+    them, "dev0->cuda0;dev1->cuda2" names them (Theano's syntax); "cuda or cpu:4" is the first of these that there is;
+    None is every GPU, else the CPU.
 
     Raises ValueError for a name that does not exist (the ones that do are listed) or a malformed map, and RuntimeError
     for more simulated devices than were made when JAX started: their number is fixed then.
@@ -127,10 +129,22 @@ def contexts(spec: str | None = None) -> Contexts:
         return Contexts([Context(f"{platform}{i}", device) for i, device in enumerate(_devices(platform))])
     if not isinstance(spec, str) or not spec.strip():
         raise ValueError(f"contexts: 'spec' is {spec!r}. {_SYNTAX}")
+    if " or " in spec:
+        return _first_existing([alternative.strip() for alternative in spec.split(" or ")])
     if "->" in spec:
         return Contexts([_mapped(pair, spec) for pair in spec.split(";") if pair.strip()])
     names = _names(spec.strip())
     return Contexts([Context(name, _device(name, spec)) for name in names])
+
+
+def _first_existing(alternatives: list[str]) -> Contexts:
+    for alternative in alternatives:
+        if match := re.fullmatch(r"cpu:(\d+)", alternative):
+            _make_cpu_devices(int(match[1]))  # before a look for GPUs fixes their number
+    for alternative in alternatives[:-1]:
+        with contextlib.suppress(ValueError):
+            return contexts(alternative)
+    return contexts(alternatives[-1])
 
 
 def _names(spec: str) -> list[str]:

@@ -125,21 +125,19 @@ class DeviceProgram:
 
 @dataclass(frozen=True)
 class Updated:
-    """What the update program gives: outputs of the host part, new values, and whether each is finite throughout."""
+    """What the update program gives: outputs of the host part, new values, and flags of what was checked."""
 
     outputs: list[jax.Array]
     new_values: list[jax.Array]
-    finite: jax.Array
     checks: list[tuple[jax.Array, dict[str, jax.Array]]]
 
 
 class UpdateProgram:
     """The part above the cut: sums the shards in the fixed tree and applies the update rule."""
 
-    def __init__(self, cut: Cut, lowered: Lowered, placement: Any, *, check_finite: bool) -> None:
+    def __init__(self, cut: Cut, lowered: Lowered, placement: Any) -> None:
         self._cut = cut
         self._lowered = lowered
-        self._check_finite = check_finite
         self.checks: list[Check] = []
         self._used = [v in cut.host.inputs for v in (r.placeholder for r in cut.reductions)]
         with jax.enable_x64(True):
@@ -162,13 +160,8 @@ class UpdateProgram:
         self.checks = checks
         count = len(results) - len(self._cut.updated)
         new_values = results[count:]
-        finite = [_is_finite(v) for v in new_values] if self._check_finite else []
         flags = [(check.ok[None], {name: v[None] for name, v in check.details.items()}) for check in checks]
-        return results[:count], new_values, jnp.stack(finite) if finite else jnp.ones(0, bool), flags
-
-
-def _is_finite(value: Any) -> Any:
-    return jnp.isfinite(value).all() if jnp.issubdtype(value.dtype, jnp.inexact) else jnp.asarray(True)
+        return results[:count], new_values, flags
 
 
 def require_same_shape(variable: Variable, new_shape: tuple[int, ...]) -> None:

@@ -58,7 +58,10 @@ class Form:
 def _output(given: Any, position: int) -> Variable:
     variable = given.variable if isinstance(given, Out) else given
     if not isinstance(variable, Variable):
-        variable = pt.as_tensor_variable(variable)
+        try:
+            variable = pt.as_tensor_variable(variable)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise TypeError(f"outputs[{position}]: expected a symbolic variable, got {given!r}.") from error
     if not isinstance(variable.type, TensorType):
         raise TypeError(f"outputs[{position}]: expected a tensor, got {variable} of type {variable.type}.")
     return variable

@@ -15,9 +15,10 @@ from pytensor.printing import debugprint
 from theano_mgpu import devices, split
 from theano_mgpu.arguments import Argument, Signature, parse_inputs, without_implicit
 from theano_mgpu.cut import Cut, cut
-from theano_mgpu.devices import Contexts
+from theano_mgpu.devices import Context, Contexts
 from theano_mgpu.drawing import Running, diagram, draw
 from theano_mgpu.errors import NonFiniteError, UnsupportedGraphError
+from theano_mgpu.finite import is_finite
 from theano_mgpu.gather.host import HostGather
 from theano_mgpu.gather.mesh import MeshGather
 from theano_mgpu.lowering.graph import lower
@@ -46,7 +47,7 @@ def function(
     *,
     updates: Any = None,
     givens: Any = None,
-    contexts: Contexts | str | None = None,
+    contexts: Contexts | Context | str | None = None,
     shards: int | None = None,
     update_on: str = "host",
     precision: str = "float32",
@@ -89,8 +90,10 @@ def function(
     require_one_of("on_unused_input", on_unused_input, ("raise", "warn", "ignore"))
     if contexts is None or isinstance(contexts, str):
         contexts = devices.contexts(contexts)
+    if isinstance(contexts, Context):
+        contexts = Contexts([contexts])
     if not isinstance(contexts, Contexts):
-        raise TypeError(f"contexts: expected tm.contexts(...) or its argument, got {contexts!r}.")
+        raise TypeError(f"contexts: expected tm.contexts(...), a part of it, or its argument, got {contexts!r}.")
 
     inputs, implicit = without_implicit(inputs)
     givens = [*(givens.items() if isinstance(givens, Mapping) else givens or ()), *implicit]
@@ -151,9 +154,7 @@ class Step:
         self._program = DeviceProgram(cut, self._device_part, contexts, reduced=self._on_device)
         self._mirrors = Mirrors(on_every(contexts))
         self._update_mirrors = self._mirrors if self._on_device else Mirrors(on_host())
-        self._update = UpdateProgram(
-            cut, lower(cut.host), self._update_mirrors.placement, check_finite=nonfinite != "ignore"
-        )
+        self._update = UpdateProgram(cut, lower(cut.host), self._update_mirrors.placement)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One step. Nothing visible changes before its last line but one; outputs come as numpy arrays."""
@@ -164,9 +165,10 @@ class Step:
             results = self._run(turns, batch, shared)
             leaves = self._gather(turns, results)
             updated = self._apply(leaves, batch)
-            self._check(turns, results, updated, batch)
+            self._check(results, updated)
+            new_values = self._new_values(turns, updated, batch)
             outputs = self._outputs(turns, results, updated)
-            self._commit(updated)
+            self._commit(updated, new_values)
         return self._form.filled(outputs)
 
     def _split(self, batch: Mapping[Variable, np.ndarray]) -> list[Round]:
@@ -206,9 +208,7 @@ class Step:
         whole = self._update_mirrors.put([batch[v] for v in self.cut.host.inputs if v in self.cut.whole])
         return self._update(leaves, whole, self._update_mirrors.arrays(self.cut.host.shared))
 
-    def _check(
-        self, turns: list[Round], results: list[ShardResults], updated: Updated, batch: Mapping[Variable, np.ndarray]
-    ) -> None:
+    def _check(self, results: list[ShardResults], updated: Updated) -> None:
         """Raise what the devices found wrong with the data; nothing has changed yet."""
         reports = [(self._program.checks, result.checks) for result in results]
         for checks, flags in [*reports, (self._update.checks, updated.checks)]:
@@ -218,13 +218,23 @@ class Step:
                     shard = int(np.argmin(passed))
                     found = {name: jax.device_get(value)[shard] for name, value in details.items()}
                     raise check.error(f"{self.name}(): {check.message.format(**found)}")
-        self._calls += 1
-        finite = jax.device_get(updated.finite)
-        if self.nonfinite == "raise" and not finite.all():
-            raise NonFiniteError(self._non_finite(turns, finite, batch))
 
-    def _non_finite(self, turns: list[Round], finite: np.ndarray, batch: Mapping[Variable, np.ndarray]) -> str:
-        names = [v.name or str(v) for v, is_finite in zip(self.cut.updated, finite, strict=True) if not is_finite]
+    def _new_values(
+        self, turns: list[Round], updated: Updated, batch: Mapping[Variable, np.ndarray]
+    ) -> list[np.ndarray] | None:
+        """The updated variables' new values on the host; None for a step that is skipped."""
+        self._calls += 1
+        taken = {read(v).ctypes.data for v in self.cut.host.shared if isinstance(read(v), np.ndarray)}
+        new_values = [as_numpy(array, taken) for array in updated.new_values]
+        if self.nonfinite == "ignore":
+            return new_values
+        bad = [v for v, value in zip(self.cut.updated, new_values, strict=True) if not is_finite(value)]
+        if bad and self.nonfinite == "raise":
+            raise NonFiniteError(self._non_finite(turns, bad, batch))
+        return None if bad else new_values
+
+    def _non_finite(self, turns: list[Round], bad: list[SharedVariable], batch: Mapping[Variable, np.ndarray]) -> str:
+        names = [v.name or str(v) for v in bad]
         shards = self._non_finite_shards(turns, batch)
         where = f"shards {shards} gave non-finite averages" if shards else "every shard's averages are finite"
         return (
@@ -252,12 +262,10 @@ class Step:
         single = [np.array(jax.device_get(output)) for output in updated.outputs]
         return [(per_example if o.per_example else single)[o.index] for o in self.cut.outputs]
 
-    def _commit(self, updated: Updated) -> None:
-        if self.nonfinite == "skip" and not jax.device_get(updated.finite).all():
+    def _commit(self, updated: Updated, new_values: list[np.ndarray] | None) -> None:
+        if new_values is None:
             self.skipped += 1
             return
-        taken = {read(v).ctypes.data for v in self.cut.host.shared if isinstance(read(v), np.ndarray)}
-        new_values = [as_numpy(array, taken) for array in updated.new_values]
         self._mirrors.drop(self.cut.updated)
         for variable, value, array in zip(self.cut.updated, new_values, updated.new_values, strict=True):
             commit(variable, value)

@@ -34,7 +34,7 @@ class Photograph:
     name: str
     package: str
     file: str
-    validation_side: Literal["left", "right", "bottom"]
+    validation_side: Literal["left", "right", "top", "bottom"]
 
     @property
     def path(self) -> Path:
@@ -53,7 +53,7 @@ class Photograph:
 
 # The side is one where what the rest of the photograph shows goes on.
 _PHOTOGRAPHS = (
-    Photograph("astronaut", "skimage", "data/astronaut.png", "bottom"),
+    Photograph("astronaut", "skimage", "data/astronaut.png", "top"),
     Photograph("brick", "skimage", "data/brick.png", "right"),
     Photograph("camera", "skimage", "data/camera.png", "bottom"),
     Photograph("chelsea", "skimage", "data/chelsea.png", "left"),
@@ -175,13 +175,14 @@ def _write_missing(folder: Path, settings: _Settings) -> dict[str, Box]:
 def _regions(photograph: Photograph, size: tuple[int, int]) -> dict[str, Box]:
     """The boxes that crops of "train" and "val" stay inside, for a photograph of ``size`` (width, height)."""
     width, height = size
-    if photograph.validation_side == "bottom":
-        cut = height - round(height * _STRIP)
-        return {"train": (0, 0, width, cut), "val": (0, cut, width, height)}
-    strip = round(width * _STRIP)
-    if photograph.validation_side == "left":
-        return {"train": (strip, 0, width, height), "val": (0, 0, strip, height)}
-    return {"train": (0, 0, width - strip, height), "val": (width - strip, 0, width, height)}
+    across, down = round(width * _STRIP), round(height * _STRIP)
+    train, val = {
+        "left": ((across, 0, width, height), (0, 0, across, height)),
+        "right": ((0, 0, width - across, height), (width - across, 0, width, height)),
+        "top": ((0, down, width, height), (0, 0, width, down)),
+        "bottom": ((0, 0, width, height - down), (0, height - down, width, height)),
+    }[photograph.validation_side]
+    return {"train": train, "val": val}
 
 
 def _draw_box(rng: np.random.Generator, regions: dict[str, Box], split: str) -> Box:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from theano_mgpu.nn.activations import relu
 from theano_mgpu.nn.convolution import conv2d
 from theano_mgpu.nn.dropout import dropout
@@ -21,3 +23,9 @@ __all__ = [
     "softmax_cross_entropy",
     "top_k_accuracy",
 ]
+
+# In a plain pytensor.function our ops run by their numpy ``perform``, which is what PyTensor's Numba mode warns of.
+warnings.filterwarnings(
+    "ignore",
+    "Numba will use object mode to run (Conv2d|BatchNorm|MaxPool2d|AveragePool2d|SoftmaxCrossEntropy|ShardWeight)",
+)
