@@ -1,0 +1,164 @@
+"""The Python blocks of the README and of docs/ run, top to bottom in one namespace a file, and print what they say.
+
+A ``text`` block right behind a ``python`` block that prints is the expected output; ``...`` in it stands for anything.
+Each file runs in a process of its own, with eight simulated devices: this file is also the program that does it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DEADLINE = 300
+
+_FENCE = re.compile(r"^(?P<fence>`{3,}|~{3,})(?P<info>.*)$")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, the first line of its code in the file (from 1), and the code.
+
+    ``follows`` says that only blank lines lie between the block before and this one.
+    """
+
+    language: str
+    line: int
+    code: str
+    follows: bool
+
+
+def blocks(markdown: str) -> list[Block]:
+    """All fenced blocks of a page, in order.
+
+    Raises ValueError for a block without an end and for a Python block with anything behind the language's name.
+    """
+    found: list[Block] = []
+    opened: tuple[str, str, int, bool] | None = None
+    code: list[str] = []
+    between = ["text before the first block"]
+    for number, line in enumerate(markdown.splitlines(), start=1):
+        fence = _FENCE.match(line)
+        if opened is None and fence is None:
+            between.append(line)
+        elif opened is None and fence is not None:
+            language, _, options = fence["info"].strip().partition(" ")
+            if language.startswith("python") and (language != "python" or options):
+                raise ValueError(f"line {number}: {line!r}: Python blocks are all run; begin them with ```python")
+            opened, code = (fence["fence"], language, number + 1, not any(map(str.strip, between))), []
+        elif opened is not None and line.rstrip() == opened[0]:
+            found.append(Block(opened[1], opened[2], "\n".join(code) + "\n", opened[3]))
+            opened, between = None, []
+        else:
+            code.append(line)
+    if opened is not None:
+        raise ValueError(f"line {opened[2] - 1}: the block has no end")
+    return found
+
+
+def matches(printed: str, expected: str) -> bool:
+    """Whether the output is the expected one; ``...`` matches anything, blanks at the ends of lines do not count."""
+    parts = [re.escape(part) for part in _trimmed(expected).split("...")]
+    return re.fullmatch(".*?".join(parts), _trimmed(printed), flags=re.DOTALL) is not None
+
+
+def _trimmed(text: str) -> str:
+    return "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
+
+
+def run(page: Path) -> list[str]:
+    """Run a page's Python blocks here; what each of them printed. A traceback shows the page's lines."""
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    outputs = []
+    for block in blocks(page.read_text()):
+        if block.language == "python":
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec"), namespace)
+            outputs.append(printed.getvalue())
+    return outputs
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_page_runs_and_prints_what_it_says(page: Path, tmp_path: Path) -> None:
+    found = blocks(page.read_text())
+    if not any(block.language == "python" for block in found):
+        return
+    process = subprocess.run(
+        [sys.executable, __file__, str(page)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+    assert process.returncode == 0, process.stderr[-6000:]
+    outputs = iter(json.loads(process.stdout.splitlines()[-1]))
+    printed = None
+    for block in found:
+        if block.language == "text" and block.follows and printed:
+            assert matches(printed, block.code), (
+                f"{page.name}, line {block.line}: expected\n{block.code}\nbut printed\n{printed}"
+            )
+        printed = next(outputs) if block.language == "python" else None
+
+
+def test_blocks_are_found_with_their_lines_and_neighbours() -> None:
+    page = (
+        "# A\n\n```python\nprint(1)\n```\n\n```text\n1\n```\nwords\n```text\n2\n```\n````text\n```python\n```\n````\n"
+    )
+    assert blocks(page) == [
+        Block("python", 4, "print(1)\n", False),
+        Block("text", 8, "1\n", True),
+        Block("text", 12, "2\n", False),
+        Block("text", 15, "```python\n```\n", True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        ("```python no-run\nprint(1)\n```\n", "line 1: .*Python blocks are all run"),
+        ("text\n```python\nprint(1)\n", "line 2: the block has no end"),
+    ],
+    ids=["no-run", "no-end"],
+)
+def test_block_that_would_not_run_is_an_error(page: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        blocks(page)
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected", "equal"),
+    [
+        ("loss 0.31\n", "loss 0.31\n", True),
+        ("loss 0.31  \n\n", "loss 0.31\n", True),
+        ("loss 0.31\n", "loss ...\n", True),
+        ("a\nb\nc\n", "a\n...\nc\n", True),
+        ("loss 0.31\n", "loss 0.32\n", False),
+        ("loss 0.31\nmore\n", "loss 0.31\n", False),
+        ("(1)\n", ".1.\n", False),
+    ],
+)
+def test_output_is_compared_exactly_but_for_wildcards(printed: str, expected: str, equal: bool) -> None:
+    assert matches(printed, expected) is equal
+
+
+if __name__ == "__main__":
+    import theano_mgpu as tm
+
+    # JAX fixes their number when it starts.
+    tm.contexts("cpu:8")
+    # As in the tests: what warns here would warn every reader.
+    warnings.simplefilter("error")
+    print(json.dumps(run(Path(sys.argv[1]))))
