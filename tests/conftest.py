@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
 
 import theano_mgpu as tm
 
+# A busy machine is no reason to fail.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 # Their number is fixed once JAX has made its first device.
 EIGHT = tm.contexts("cpu:8")
 

@@ -220,6 +220,28 @@ def test_variables_of_every_kind_are_updated(eight, devices, update_on):
     np.testing.assert_array_equal(columns.get_value(), np.arange(6.0).reshape(2, 3) + 3)
 
 
+@PLACES
+def test_a_step_is_over_when_it_returns(eight, devices, update_on):
+    """JAX computes behind the caller's back; a value read at once, and one that must be finite, is the whole one."""
+    x = pt.matrix("x", dtype="float32")
+    turn = np.linalg.qr(np.random.default_rng(0).standard_normal((500, 500)))[0].astype("float32")
+    start = np.zeros((500, 500), "float32")
+    weight = pytensor.shared(start, name="weight")
+    new = weight + tm.average(x.mean())
+    for _ in range(12):
+        new = new @ turn
+    step = tm.function([x], updates={weight: new}, contexts=eight[:devices], update_on=update_on)
+    expected = np.full_like(start, X.mean())
+    for _ in range(12):
+        expected = expected @ turn
+    for _ in range(2):
+        weight.set_value(start)
+        with pytest.raises(tm.NonFiniteError):
+            step(X * np.float32(np.nan))
+        step(X)
+        np.testing.assert_allclose(weight.get_value(borrow=True), expected, rtol=0, atol=1e-5 * abs(expected).max())
+
+
 def test_a_variable_may_change_its_shape_between_steps(eight):
     weight = pytensor.shared(START, name="weight")
     x = pt.matrix("x", dtype="float32")
@@ -317,7 +339,7 @@ def test_a_plain_function_advances_the_same_generator(eight):
 # The process
 
 
-def test_importing_changes_no_flag_of_jax_and_makes_no_device():
+def test_importing_changes_no_flag_of_jax_makes_no_device_and_warns_of_nothing():
     program = """
 import jax
 from jax._src import xla_bridge
@@ -329,7 +351,7 @@ assert not xla_bridge.backends_are_initialized()
 import theano_mgpu.lowering.graph, jax.numpy
 assert jax.numpy.arange(2.0).dtype == "float32"
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120, capture_output=True)
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=120, capture_output=True)
 
 
 def aligned(values: np.ndarray) -> np.ndarray:

@@ -76,7 +76,7 @@ def test_rounds_by_example(examples, shards, devices, expected):
     assert [(turn.size, turn.live) for turn in rounds(examples, shards, devices)] == expected
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(examples=st.integers(1, 20), shards=st.integers(1, 10), devices=st.sampled_from([1, 3, 8]))
 def test_each_device_gets_its_shard(eight, examples, shards, devices):
     contexts = eight[:devices]

@@ -1,6 +1,7 @@
 """Theano-style training over many GPUs: one symbolic graph, cut at its averages, one update on the host."""
 
 from theano_mgpu import data, init, layers, lowering, models, nn, schedules, updates
+from theano_mgpu.arguments import In
 from theano_mgpu.averages import average, grad, total
 from theano_mgpu.devices import Context, Contexts, contexts
 from theano_mgpu.errors import CutError, NonFiniteError, UnsupportedGraphError
@@ -13,6 +14,7 @@ __all__ = [
     "Context",
     "Contexts",
     "CutError",
+    "In",
     "NonFiniteError",
     "ParameterStore",
     "Step",

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 from pytensor.graph.basic import Variable
 from pytensor.tensor.random.type import RandomType
 
@@ -19,7 +19,7 @@ from theano_mgpu.gather.device import all_reduce
 from theano_mgpu.gather.tree import tree_sum
 from theano_mgpu.lowering.dispatch import Check, collect_checks
 from theano_mgpu.lowering.graph import Lowered, Shard
-from theano_mgpu.mirror import AXIS, mesh_of
+from theano_mgpu.mirror import AXIS, mesh_of, on_each, on_every, placed
 from theano_mgpu.split import Round
 
 __all__ = ["DeviceProgram", "ShardResults", "UpdateProgram", "Updated"]
@@ -50,7 +50,7 @@ class DeviceProgram:
         self._split = [v in cut.split for v in cut.device.inputs]
         self._random = [isinstance(v.type, RandomType) for v in cut.device.shared]
         with jax.enable_x64(True):  # else float64 constants would lose half their digits here
-            self._constants = jax.device_put(list(lowered.constants), NamedSharding(mesh_of(contexts), _SAME))
+            self._constants = jax.device_put(list(lowered.constants), on_every(contexts))
         self._places: dict[tuple[Any, tuple[Any, ...]], jax.Array] = {}
         self._batch_axis_checked = False
         self.checks: list[Check] = []
@@ -70,15 +70,16 @@ class DeviceProgram:
         arguments = (weights, numbers, list(inputs), list(shared), self._constants)
         if self._cut.per_example and not self._batch_axis_checked:
             self._require_batch_axis(arguments, turn.size)
-        values, per_example, checks = self._run(*arguments)
+        with jax.transfer_guard_host_to_device("allow"):  # numpy inputs, where there is one device
+            values, per_example, checks = self._run(*arguments)
         return ShardResults(values, per_example, checks)
 
     def _require_batch_axis(self, arguments: tuple[Any, ...], size: int) -> None:
         """Outputs to be concatenated must grow with the batch: traced, not run, on one example more a shard."""
         weights, numbers, inputs, *rest = arguments
-        devices = len(self._contexts)
+        devices, each = len(self._contexts), on_each(self._contexts)
         longer = [
-            jax.ShapeDtypeStruct((devices * (size + 1), *v.shape[1:]), v.dtype, sharding=v.sharding) if split else v
+            jax.ShapeDtypeStruct((devices * (size + 1), *v.shape[1:]), v.dtype, sharding=each) if split else v
             for v, split in zip(inputs, self._split, strict=True)
         ]
         rows: dict[Variable, tuple[int, ...]] = {}
@@ -96,8 +97,7 @@ class DeviceProgram:
 
     def _one_each(self, numbers: tuple[Any, ...], dtype: Any) -> jax.Array:
         if (dtype, numbers) not in self._places:
-            sharding = NamedSharding(mesh_of(self._contexts), _EACH)
-            self._places[dtype, numbers] = jax.device_put(np.asarray(numbers, dtype), sharding)
+            self._places[dtype, numbers] = placed([np.asarray(numbers, dtype)], on_each(self._contexts))[0]
         return self._places[dtype, numbers]
 
     def _part(self, weights: Any, numbers: Any, inputs: list[Any], shared: list[Any], constants: list[Any]) -> Any:
@@ -144,10 +144,10 @@ class UpdateProgram:
             self._constants = jax.device_put(list(lowered.constants), placement)
         self._run = jax.jit(self._update, out_shardings=placement)
 
-    def __call__(
-        self, leaves: Sequence[Sequence[jax.Array]], whole: Sequence[Any], shared: Sequence[jax.Array]
-    ) -> Updated:
-        updated = Updated(*self._run(list(leaves), list(whole), list(shared), self._constants))
+    def __call__(self, leaves: Sequence[Sequence[Any]], whole: Sequence[Any], shared: Sequence[jax.Array]) -> Updated:
+        # Shards' rows are numpy views: the call takes them over in 5 us each, device_put in 45.
+        with jax.transfer_guard_host_to_device("allow"):
+            updated = Updated(*self._run(list(leaves), list(whole), list(shared), self._constants))
         for variable, value in zip(self._cut.updated, updated.new_values, strict=True):
             require_same_shape(variable, value.shape)
         return updated

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from theano_mgpu.devices import Contexts
-from theano_mgpu.mirror import AXIS, mesh_of
+from theano_mgpu.mirror import on_each, placed
 
-__all__ = ["Round", "place", "rounds"]
+__all__ = ["Round", "parts", "place", "rounds"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def rounds(examples: int, shards: int, devices: int) -> list[Round]:
     """
     size, larger = divmod(examples, shards)
     sizes = [size + 1] * larger + [size] * (shards - larger if size else 0)
-    starts = np.concatenate([[0], np.cumsum(sizes)])
+    starts = [0, *accumulate(sizes)]
     dealt = []
     for first, last in ((0, larger), (larger, len(sizes))):
         for begin in range(first, last, devices):
@@ -51,7 +51,7 @@ def rounds(examples: int, shards: int, devices: int) -> list[Round]:
                 Round(
                     size=sizes[begin],
                     shards=tuple(numbers),
-                    starts=tuple(int(starts[i]) for i in numbers),
+                    starts=tuple(starts[i] for i in numbers),
                     weights=tuple(sizes[i] / examples for i in own) + (0.0,) * (devices - len(own)),
                 )
             )
@@ -63,13 +63,15 @@ def whole_batch_round(devices: int) -> Round:
     return Round(0, (0,) * devices, (0,) * devices, (1.0,) + (0.0,) * (devices - 1))
 
 
-def place(batch: Sequence[np.ndarray], turn: Round, contexts: Contexts) -> list[jax.Array]:
-    """The round's part of every split input, one shard on each device."""
+def parts(batch: Sequence[np.ndarray], turn: Round, contexts: Contexts) -> list[np.ndarray]:
+    """The round's part of every split input: the devices' shards, one after the other."""
     devices = len(contexts)
-    sharding = NamedSharding(mesh_of(contexts), PartitionSpec(AXIS))
     if turn.live == devices:  # consecutive examples
         first = turn.starts[0]
-        parts = [array[first : first + devices * turn.size] for array in batch]
-    else:
-        parts = [np.concatenate([array[s : s + turn.size] for s in turn.starts]) for array in batch]
-    return jax.device_put(parts, sharding) if parts else []
+        return [array[first : first + devices * turn.size] for array in batch]
+    return [np.concatenate([array[s : s + turn.size] for s in turn.starts]) for array in batch]
+
+
+def place(batch: Sequence[np.ndarray], turn: Round, contexts: Contexts) -> list[jax.Array]:
+    """The round's part of every split input, one shard on each device."""
+    return placed(parts(batch, turn, contexts), on_each(contexts))

@@ -23,7 +23,19 @@ from theano_mgpu.gather.host import HostGather
 from theano_mgpu.gather.mesh import MeshGather
 from theano_mgpu.lowering.graph import lower
 from theano_mgpu.lowering.precision import Precision, named_precision
-from theano_mgpu.mirror import Mirrors, advanced, as_numpy, commit, on_every, on_host, read, require_mirrorable
+from theano_mgpu.mirror import (
+    Mirrors,
+    advanced,
+    as_numpy,
+    commit,
+    fetched,
+    host_device,
+    on_every,
+    on_host,
+    placed,
+    read,
+    require_mirrorable,
+)
 from theano_mgpu.programs import DeviceProgram, ShardResults, Updated, UpdateProgram
 from theano_mgpu.specification import (
     Form,
@@ -153,7 +165,8 @@ class Step:
         self._device_part = lower(cut.device, precision)
         self._program = DeviceProgram(cut, self._device_part, contexts, reduced=self._on_device)
         self._mirrors = Mirrors(on_every(contexts))
-        self._update_mirrors = self._mirrors if self._on_device else Mirrors(on_host())
+        is_one_place = self._on_device or contexts.devices == [host_device()]
+        self._update_mirrors = self._mirrors if is_one_place else Mirrors(on_host())
         self._update = UpdateProgram(cut, lower(cut.host), self._update_mirrors.placement)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -175,7 +188,7 @@ class Step:
         if not self.cut.split:
             return [split.whole_batch_round(len(self.contexts))]
         turns = split.rounds(len(batch[self.cut.split[0]]), self.shards, len(self.contexts))
-        if self._device_part.has_collectives and len(turns) > 1:
+        if len(turns) > 1 and self._device_part.has_collectives:
             raise ValueError(
                 f"{self.name}(): an average is needed again on the devices (synchronised batch norm), so all shards "
                 f"must run at once, but {self.shards} shards of this batch take {len(turns)} rounds on "
@@ -194,18 +207,21 @@ class Step:
     def _placed(self, turn: Round, batch: Mapping[Variable, np.ndarray]) -> list[Any]:
         """The device part's inputs for a round: split ones a shard each, the others whole."""
         inputs = self.cut.device.inputs
-        parts = iter(split.place([batch[v] for v in inputs if v in self.cut.split], turn, self.contexts))
-        whole = iter(self._mirrors.put([batch[v] for v in inputs if v in self.cut.whole]))
+        # One device takes numpy arrays over in the call itself, sooner than they could be placed.
+        place = split.place if len(self.contexts) > 1 else split.parts
+        parts = iter(place([batch[v] for v in inputs if v in self.cut.split], turn, self.contexts))
+        whole = iter(placed([batch[v] for v in inputs if v in self.cut.whole], self._mirrors.placement))
         return [next(parts if v in self.cut.split else whole) for v in inputs]
 
-    def _gather(self, turns: list[Round], results: list[ShardResults]) -> list[list[jax.Array]]:
+    def _gather(self, turns: list[Round], results: list[ShardResults]) -> list[list[Any]]:
         gather = MeshGather(len(turns)) if self._on_device else HostGather(len(turns))
         for turn, result in zip(turns, results, strict=True):
             gather.add(result.values, turn.live)
         return gather.leaves()
 
-    def _apply(self, leaves: list[list[jax.Array]], batch: Mapping[Variable, np.ndarray]) -> Updated:
-        whole = self._update_mirrors.put([batch[v] for v in self.cut.host.inputs if v in self.cut.whole])
+    def _apply(self, leaves: list[list[Any]], batch: Mapping[Variable, np.ndarray]) -> Updated:
+        inputs = [batch[v] for v in self.cut.host.inputs if v in self.cut.whole]
+        whole = placed(inputs, self._update_mirrors.placement)
         return self._update(leaves, whole, self._update_mirrors.arrays(self.cut.host.shared))
 
     def _check(self, results: list[ShardResults], updated: Updated) -> None:
@@ -213,10 +229,11 @@ class Step:
         reports = [(self._program.checks, result.checks) for result in results]
         for checks, flags in [*reports, (self._update.checks, updated.checks)]:
             for check, (ok, details) in zip(checks, flags, strict=True):
-                passed = jax.device_get(ok)
+                passed = fetched([ok])[0]
                 if not passed.all():
                     shard = int(np.argmin(passed))
-                    found = {name: jax.device_get(value)[shard] for name, value in details.items()}
+                    values = fetched(list(details.values()))
+                    found = {name: value[shard] for name, value in zip(details, values, strict=True)}
                     raise check.error(f"{self.name}(): {check.message.format(**found)}")
 
     def _new_values(
@@ -249,17 +266,15 @@ class Step:
         found = []
         for turn in turns:
             result = program(turn, self._placed(turn, batch), shared)
-            rows = [jax.device_get(value) for value in result.values if np.issubdtype(value.dtype, np.inexact)]
+            rows = fetched([value for value in result.values if np.issubdtype(value.dtype, np.inexact)])
             found += [turn.shards[i] for i in range(turn.live) if not all(np.isfinite(row[i]).all() for row in rows)]
         return found
 
     def _outputs(self, turns: list[Round], results: list[ShardResults], updated: Updated) -> list[np.ndarray]:
         live = [turn.live * turn.size for turn in turns]  # rows of devices that only repeat a shard come last
-        per_example = [
-            np.concatenate([jax.device_get(r.per_example[i])[:n] for r, n in zip(results, live, strict=True)])
-            for i in range(len(self.cut.per_example))
-        ]
-        single = [np.array(jax.device_get(output)) for output in updated.outputs]
+        rows = [[value[:n] for value in fetched(r.per_example)] for r, n in zip(results, live, strict=True)]
+        per_example = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+        single = [np.array(output) for output in fetched(updated.outputs)]
         return [(per_example if o.per_example else single)[o.index] for o in self.cut.outputs]
 
     def _commit(self, updated: Updated, new_values: list[np.ndarray] | None) -> None:

@@ -111,10 +111,9 @@ def recurrent() -> Graph:
     return Graph([sequences], outputs, {weight: weight - np.float32(0.1) * tm.grad(loss, weight)})
 
 
-@pytest.mark.parametrize("update_on", ["host", "device"])
-def test_scan_and_its_gradient_run_over_a_batch_of_unknown_size(eight, update_on):
+def test_scan_and_its_gradient_run_over_a_batch_of_unknown_size(eight):
     sequences = np.random.default_rng(3).standard_normal((7, 5, 3)).astype("float32")
-    compare_with_pytensor(recurrent, [(sequences,), (sequences[:4, :3],)], eight[:2], update_on=update_on)
+    compare_with_pytensor(recurrent, [(sequences,), (sequences[:4, :3],)], eight[:2])
 
 
 def test_scan_over_known_numbers_alone_gives_a_known_number(eight):
@@ -154,16 +153,16 @@ def test_embeddings_and_their_gradients_run(eight, rows):
     compare_with_pytensor(lambda: embedding(rows), [(index,), (index[:2],)], eight[:3])
 
 
-@pytest.mark.parametrize("name", ["normal", "uniform", "bernoulli", "integers"])
+@pytest.mark.parametrize("name", ["normal", "bernoulli", "integers"])
 def test_draws_have_the_batchs_size(eight, name):
     generator = pytensor.shared(np.random.default_rng(3), name="generator")
     x = pt.matrix("x", dtype="float32")
-    arguments = {"normal": (0, 1), "uniform": (0, 1), "bernoulli": (0.5,), "integers": (0, 4)}[name]
+    arguments = {"normal": (0, 1), "bernoulli": (0.5,), "integers": (0, 4)}[name]
     draw = getattr(pt.random, name)
     following, noise = draw(*arguments, size=x.shape, rng=generator, return_next_rng=True)
     found = tm.function([x], noise, updates={generator: following}, contexts=eight[:2])(X)
     assert (found.shape, found.dtype) == (X.shape, noise.dtype)
-    mean, spread = {"normal": (0, 1), "uniform": (0.5, 0.29), "bernoulli": (0.5, 0.5), "integers": (1.5, 1.12)}[name]
+    mean, spread = {"normal": (0, 1), "bernoulli": (0.5, 0.5), "integers": (1.5, 1.12)}[name]
     assert abs(found.mean() - mean) < 4 * spread / np.sqrt(found.size)
     assert len({row.tobytes() for row in found.reshape(5, 12)}) == 5
 

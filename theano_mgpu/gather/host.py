@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
 from theano_mgpu.gather.tree import TreeSum, added
-from theano_mgpu.mirror import host_device
+from theano_mgpu.mirror import fetched, host_device
 
 __all__ = ["HostGather"]
 
 # One list of arrays a shard: (1, ...) for each reduction.
-Leaf = list[jax.Array]
+Leaf = list[Any]
 
 
 class HostGather:
@@ -24,7 +25,7 @@ class HostGather:
 
     def __init__(self, rounds: int) -> None:
         self._several = rounds > 1
-        self._sum: TreeSum[Leaf] = TreeSum(added)
+        self._sum: TreeSum[Leaf] = TreeSum(_added)
         self._single: list[Leaf] = []
 
     def add(self, values: Sequence[jax.Array], live: int) -> None:
@@ -34,15 +35,19 @@ class HostGather:
             else:
                 self._single.append(leaf)
 
-    def leaves(self) -> list[list[jax.Array]]:
+    def leaves(self) -> list[list[Any]]:
         shards = [self._sum.result()] if self._several else self._single
         return [list(part) for part in zip(*shards, strict=True)]
 
 
 def shards_on_host(values: Sequence[jax.Array], live: int) -> list[Leaf]:
-    """The first ``live`` devices' rows, (1, ...) each, as arrays of the host's device."""
-    rows = [[value.addressable_shards[i].data for value in values] for i in range(live)]
-    for row in rows:
-        for part in row:
-            part.copy_to_host_async()
-    return jax.device_put(jax.device_get(rows), host_device(), may_alias=True)
+    """The first ``live`` devices' rows, (1, ...) each, as numpy arrays: on a CPU the devices' own memory."""
+    if values and values[0].devices() == {host_device()}:
+        return [list(values)]
+    rows = iter(fetched([value.addressable_data(i) for i in range(live) for value in values]))
+    return [[next(rows) for _ in values] for _ in range(live)]
+
+
+def _added(left: Leaf, right: Leaf) -> Leaf:
+    with jax.default_device(host_device()), jax.transfer_guard_host_to_device("allow"):
+        return added(left, right)
