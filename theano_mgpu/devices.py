@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -201,6 +203,7 @@ def _gpu_hint() -> str:
 
 def _make_cpu_devices(count: int) -> None:
     """See to it that there are ``count`` simulated devices; JAX fixes their number when its first device is made."""
+    _keep_freed_memory()
     with_room = None
     try:
         if count > int(jax.config.jax_num_cpu_devices):
@@ -214,3 +217,20 @@ def _make_cpu_devices(count: int) -> None:
             f'number cannot grow in one process. Ask for the largest number first: tm.contexts("cpu:{count}") before '
             f"any other use of JAX; or take a slice of what there is."
         ) from with_room
+
+
+def _keep_freed_memory() -> None:
+    """Have the C library keep what a step frees for the next step, instead of giving it back to the system.
+
+    A step on simulated devices allocates its activations anew; getting 1.3 GB of cleared pages for ResNet-50 (224 x 224,
+    batch 8) took 0.8 of 4.7 CPU seconds on two cores. Settings of the user's own (``MALLOC_...``) are left alone.
+    """
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        return
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if set_option is None:  # not the GNU C library
+        return
+    trim_threshold, most_mappings, most_arenas = -1, -4, -8  # malloc.h
+    set_option(most_arenas, 1)  # the others give back whatever is freed last
+    set_option(most_mappings, 0)
+    set_option(trim_threshold, -1)  # never
