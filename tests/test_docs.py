@@ -155,10 +155,10 @@ def test_output_is_compared_exactly_but_for_wildcards(printed: str, expected: st
 
 
 if __name__ == "__main__":
+    # As in the tests: what warns here would warn every reader. Before the package puts its own filter in front.
+    warnings.simplefilter("error")
     import theano_mgpu as tm
 
     # JAX fixes their number when it starts.
     tm.contexts("cpu:8")
-    # As in the tests: what warns here would warn every reader.
-    warnings.simplefilter("error")
     print(json.dumps(run(Path(sys.argv[1]))))
