@@ -1,22 +1,24 @@
-"""One training step of ResNet-50 at 224 x 224 with momentum and weight decay: images/s and seconds to the first step.
+"""One training step of ResNet-50 at 224 x 224, momentum and weight decay: images/s, start-up and peak memory.
 
 python benchmarks/resnet50_step.py --devices 2 --batch 8 --update-on host
+
+A step is everything from the batch in numpy to the committed parameters: split, gather and update included. Start-up
+is what it takes from an empty graph to the end of the first step.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import resource
 import time
 
 import numpy as np
 import pytensor.tensor as pt
+from machine import peak_memory_gb, print_line
 
 import theano_mgpu as tm
 
 
-def main(arguments: argparse.Namespace) -> dict[str, object]:
+def main(arguments: argparse.Namespace) -> None:
     contexts = tm.contexts("cuda" if arguments.cuda else f"cpu:{arguments.devices}")[: arguments.devices]
     size, depth = arguments.image_size, arguments.depth
     rng = np.random.default_rng(0)
@@ -41,7 +43,7 @@ def main(arguments: argparse.Namespace) -> dict[str, object]:
         shards=arguments.shards,
         update_on=arguments.update_on,
         precision=arguments.precision,
-        nonfinite="skip",  # random images at this rate diverge after some steps; their speed is the same
+        nonfinite="skip",  # random images at this rate may diverge; the speed is the same
     )
     lowered = time.perf_counter()
     step(batch, classes)
@@ -51,28 +53,34 @@ def main(arguments: argparse.Namespace) -> dict[str, object]:
         begun = time.perf_counter()
         step(batch, classes)
         seconds.append(time.perf_counter() - begun)
-    return {
-        "ours": f"resnet{depth}",
-        **vars(arguments),
+    figures = {
         "images_per_s": round(arguments.batch / min(seconds), 3),
         "step_s": [round(s, 4) for s in seconds],
         "graph_s": round(graph - started, 2),
         "function_s": round(lowered - graph, 2),
         "first_step_s": round(first - lowered, 2),
         "to_first_step_s": round(first - started, 2),
-        "max_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 3),
+        "max_rss_gb": peak_memory_gb(),
+        "host_copy_gb": round(sum(v.get_value(borrow=True).nbytes for v in updates) / 1e9, 3),
     }
+    if peaks := [context.memory().get("peak_bytes_in_use") for context in contexts if context.memory()]:
+        figures["device_peak_gb"] = round(max(peaks) / 1e9, 3)
+    print_line(benchmark="resnet50_step", **vars(arguments), skipped=step.skipped, **figures)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--devices", type=int, default=2)
-    parser.add_argument("--shards", type=int)
+    parser.add_argument("--shards", type=int, help="pieces of a batch, one a device by default")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--depth", type=int, default=50)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--update-on", choices=("host", "device"), default="host")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--cuda", action="store_true", help="GPUs instead of simulated devices")
-    print(json.dumps(main(parser.parse_args())))
+    parser.add_argument("--smoke", action="store_true", help="small and quick: does it run at all?")
+    given = parser.parse_args()
+    if given.smoke:
+        given.batch, given.image_size, given.depth, given.steps = 2 * given.devices, 32, 18, 2
+    main(given)

@@ -25,7 +25,7 @@ import theano_mgpu as tm
 def main(
     steps: int = 96,
     batch_size: int = 12,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 3e-4,
     contexts: str | None = None,
     folder: str | Path = "runs/photographs/data",
     output: str | Path = "runs/photographs/resnet18.safetensors",
@@ -98,7 +98,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=96)
     parser.add_argument("--batch-size", type=int, default=12)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--contexts", help="such as cuda:0,1 or cpu:4; default: the GPUs, else cpu:4")
     parser.add_argument(
         "--folder", type=Path, default=Path("runs/photographs/data"), help="where the crops are written"

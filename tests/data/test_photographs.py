@@ -31,25 +31,16 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def one_photograph(tmp_path, monkeypatch):
-    """Replaces the photographs by one, of the given side, whose training part is red and validation part is blue."""
-
-    def make(side):
-        pixels = np.zeros((80, 120, 3), np.uint8)
-        pixels[..., 0] = 255
-        strip = {
-            "left": np.s_[:, :30],
-            "right": np.s_[:, 90:],
-            "top": np.s_[:20],
-            "bottom": np.s_[60:],
-        }[side]
-        pixels[strip] = (0, 0, 255)
-        path = tmp_path / "two_colours.png"
-        Image.fromarray(pixels).save(path)
-        monkeypatch.setattr(Photograph, "path", path)
-        monkeypatch.setattr(MODULE, "_PHOTOGRAPHS", (Photograph("two_colours", "skimage", "", side),))
-
-    return make
+def two_colours(tmp_path, monkeypatch):
+    """Replaces the photographs by one whose columns for training are red and those for validation blue."""
+    pixels = np.zeros((80, 120, 3), np.uint8)
+    pixels[..., 0] = 255
+    for left in (24, 72):
+        pixels[:, left : left + 24] = (0, 0, 255)
+    path = tmp_path / "two_colours.png"
+    Image.fromarray(pixels).save(path)
+    monkeypatch.setattr(Photograph, "path", path)
+    monkeypatch.setattr(MODULE, "_PHOTOGRAPHS", (Photograph("two_colours", "skimage", ""),))
 
 
 def test_twelve_or_more_photographs_are_read_without_a_network(monkeypatch):
@@ -96,9 +87,8 @@ def test_no_training_crop_shares_a_pixel_with_a_validation_crop(folder):
         assert not (touched["train"] & touched["val"]).any()
 
 
-@pytest.mark.parametrize("side", ["left", "right", "top", "bottom"])
-def test_pixels_of_one_region_never_reach_the_other_split(tmp_path, one_photograph, side):
-    one_photograph(side)
+@pytest.mark.usefixtures("two_colours")
+def test_pixels_of_one_region_never_reach_the_other_split(tmp_path):
     folder = small(tmp_path / "data", train_per_class=40, val_per_class=40)
     red, blue = read_split(folder, "train").images, read_split(folder, "val").images
     # JPEG and the colour jitter move a channel by some; a pixel of the other colour would move it by 255.
@@ -126,7 +116,7 @@ def test_half_of_the_training_crops_are_mirrored_and_their_brightness_varies(tmp
     ramp = np.broadcast_to(np.linspace(40, 200, 120).astype(np.uint8)[None, :, None], (80, 120, 3))
     Image.fromarray(np.ascontiguousarray(ramp)).save(tmp_path / "ramp.png")
     monkeypatch.setattr(Photograph, "path", tmp_path / "ramp.png")
-    monkeypatch.setattr(MODULE, "_PHOTOGRAPHS", (Photograph("ramp", "skimage", "", "bottom"),))
+    monkeypatch.setattr(MODULE, "_PHOTOGRAPHS", (Photograph("ramp", "skimage", ""),))
     folder = small(tmp_path / "data", train_per_class=100)
     images = read_split(folder, "train").images.astype(int)
     rising = images[:, :, -4:].mean((1, 2, 3)) > images[:, :, :4].mean((1, 2, 3))
@@ -200,7 +190,7 @@ def test_numbers_out_of_range_are_refused(tmp_path, setting):
 
 def test_a_photograph_that_is_not_installed_is_named():
     with pytest.raises(FileNotFoundError, match=r"'dog' is not in the installed package 'skimage' as 'data/dog.png'"):
-        _ = Photograph("dog", "skimage", "data/dog.png", "right").path
+        _ = Photograph("dog", "skimage", "data/dog.png").path
 
 
 def test_labels_are_places_among_the_class_names(folder):
