@@ -44,12 +44,12 @@ def main(
     classes = tm.data.class_names(folder)
     console.print(f"{folder}: {len(classes)} classes, {len(train)} training and {len(val)} validation crops")
 
-    # The graph, as for one device. Batch norm's statistics are the whole batch's (sync): a shard has few images.
+    # The graph, as for one device. Batch norm sees its shard; the moving averages are the mean over the shards.
     store = tm.ParameterStore(seed=seed)
     images = pt.tensor("images", shape=(None, image_size, image_size, 3), dtype="uint8")
     labels = pt.vector("labels", dtype="int32")
     rate = pt.scalar("rate", dtype="float32")
-    logits = tm.models.resnet(store, images, depth=18, num_classes=len(classes), train=True, sync=True)
+    logits = tm.models.resnet(store, images, depth=18, num_classes=len(classes), train=True)
     loss = tm.nn.softmax_cross_entropy(logits, labels).mean()
     top1 = tm.nn.top_k_accuracy(logits, labels, 1).mean()
 
