@@ -13,6 +13,7 @@ import os
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import jax
 import numpy as np
@@ -62,7 +63,7 @@ class Copy:
         self._to = np.zeros_like(self._from)
         self.bytes = 2 * self._from.nbytes
         ends = np.linspace(0, len(self._from), threads + 1).astype(int)
-        self._slices = [slice(*pair) for pair in zip(ends, ends[1:], strict=False)]
+        self._slices = [slice(*pair) for pair in pairwise(ends)]
         self._pool = ThreadPoolExecutor(threads)
 
     def __call__(self) -> None:
