@@ -32,15 +32,16 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def two_colours(tmp_path, monkeypatch):
-    """Replaces the photographs by one whose columns for training are red and those for validation blue."""
+    """Replaces the photographs by one whose part for training is red and that for validation blue."""
     pixels = np.zeros((80, 120, 3), np.uint8)
     pixels[..., 0] = 255
-    for left in (24, 72):
-        pixels[:, left : left + 24] = (0, 0, 255)
+    pixels[:, :48] = (0, 0, 255)
     path = tmp_path / "two_colours.png"
     Image.fromarray(pixels).save(path)
     monkeypatch.setattr(Photograph, "path", path)
-    monkeypatch.setattr(MODULE, "_PHOTOGRAPHS", (Photograph("two_colours", "skimage", ""),))
+    monkeypatch.setattr(
+        MODULE, "_PHOTOGRAPHS", (Photograph("two_colours", "skimage", "", train=(0.4, 1.0), val=(0.0, 0.4)),)
+    )
 
 
 def test_twelve_or_more_photographs_are_read_without_a_network(monkeypatch):
