@@ -57,8 +57,7 @@ updates = [(param, param - learning_rate * grad) for param, grad in zip(params, 
 
 
 def main(steps: int = 4000) -> float:
-    simulated, everything = tm.contexts("cpu:4"), tm.contexts()  # in this order: JAX fixes their number when it starts
-    contexts = everything if everything.platform == "gpu" else simulated
+    contexts = tm.contexts("cuda or cpu:4")
 
     train_model = tm.function([x, y], tm.average(cost), updates=updates, contexts=contexts)
     error_rate = tm.function([x, y], tm.average(errors), contexts=contexts)

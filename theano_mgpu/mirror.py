@@ -53,14 +53,18 @@ def read(variable: SharedVariable) -> Any:
 
 def key_of(generator: np.random.Generator) -> np.ndarray:
     """A random key, uint32[2], drawn from the generator's state without advancing it."""
-    return copy.deepcopy(generator).integers(0, 2**32, size=2, dtype=np.uint32)
+    return _draw_key(copy.deepcopy(generator))
 
 
 def advanced(generator: np.random.Generator) -> np.random.Generator:
     """The generator after one step: past the draw of the step's key."""
     after = copy.deepcopy(generator)
-    after.integers(0, 2**32, size=2, dtype=np.uint32)
+    _draw_key(after)
     return after
+
+
+def _draw_key(generator: np.random.Generator) -> np.ndarray:
+    return generator.integers(0, 2**32, size=2, dtype=np.uint32)
 
 
 def require_mirrorable(variable: SharedVariable) -> None:

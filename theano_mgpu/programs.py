@@ -26,6 +26,8 @@ __all__ = ["DeviceProgram", "ShardResults", "UpdateProgram", "Updated"]
 
 _EACH, _SAME = PartitionSpec(AXIS), PartitionSpec()
 
+Flag = tuple[jax.Array, dict[str, jax.Array]]  # whether a check passed, and the details of its message
+
 
 @dataclass(frozen=True)
 class ShardResults:
@@ -33,7 +35,7 @@ class ShardResults:
 
     values: list[jax.Array]
     per_example: list[jax.Array]
-    checks: list[tuple[jax.Array, dict[str, jax.Array]]]
+    checks: list[Flag]
 
 
 class DeviceProgram:
@@ -49,8 +51,7 @@ class DeviceProgram:
         self._reduced = reduced
         self._split = [v in cut.split for v in cut.device.inputs]
         self._random = [isinstance(v.type, RandomType) for v in cut.device.shared]
-        with jax.enable_x64(True):  # else float64 constants would lose half their digits here
-            self._constants = jax.device_put(list(lowered.constants), on_every(contexts))
+        self._constants = _constants_of(lowered, on_every(contexts))
         self._places: dict[tuple[Any, tuple[Any, ...]], jax.Array] = {}
         self._batch_axis_checked = False
         self.checks: list[Check] = []
@@ -114,8 +115,7 @@ class DeviceProgram:
         ]
         values = [(self._sum(value, weight) if self._reduced else value)[None] for value in values]
         per_example = [jnp.asarray(value) for value in outputs[len(reductions) :]]
-        flags = [(check.ok[None], {name: v[None] for name, v in check.details.items()}) for check in checks]
-        return values, per_example, flags
+        return values, per_example, _flags(checks)
 
     def _sum(self, value: Any, weight: Any) -> Any:
         """The sum over the shards of a round; a device that only repeats one adds nothing."""
@@ -129,7 +129,7 @@ class Updated:
 
     outputs: list[jax.Array]
     new_values: list[jax.Array]
-    checks: list[tuple[jax.Array, dict[str, jax.Array]]]
+    checks: list[Flag]
 
 
 class UpdateProgram:
@@ -140,8 +140,7 @@ class UpdateProgram:
         self._lowered = lowered
         self.checks: list[Check] = []
         self._used = [v in cut.host.inputs for v in (r.placeholder for r in cut.reductions)]
-        with jax.enable_x64(True):
-            self._constants = jax.device_put(list(lowered.constants), placement)
+        self._constants = _constants_of(lowered, placement)
         self._run = jax.jit(self._update, out_shardings=placement)
 
     def __call__(self, leaves: Sequence[Sequence[Any]], whole: Sequence[Any], shared: Sequence[jax.Array]) -> Updated:
@@ -160,8 +159,17 @@ class UpdateProgram:
         self.checks = checks
         count = len(results) - len(self._cut.updated)
         new_values = results[count:]
-        flags = [(check.ok[None], {name: v[None] for name, v in check.details.items()}) for check in checks]
-        return results[:count], new_values, flags
+        return results[:count], new_values, _flags(checks)
+
+
+def _flags(checks: Sequence[Check]) -> list[Flag]:
+    """What of the checks leaves a program: a row for each shard, as of every other result."""
+    return [(check.ok[None], {name: v[None] for name, v in check.details.items()}) for check in checks]
+
+
+def _constants_of(lowered: Lowered, placement: Any) -> list[jax.Array]:
+    with jax.enable_x64(True):  # else float64 constants would lose half their digits here
+        return placed(lowered.constants, placement)
 
 
 def require_same_shape(variable: Variable, new_shape: tuple[int, ...]) -> None:

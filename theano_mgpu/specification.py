@@ -20,6 +20,7 @@ from theano_mgpu.arguments import Argument
 __all__ = [
     "Form",
     "check_used",
+    "pairs",
     "parse_updates",
     "positive",
     "reject_unknown",
@@ -67,11 +68,15 @@ def _output(given: Any, position: int) -> Variable:
     return variable
 
 
+def pairs(given: Any) -> list[Any]:
+    """A dict's items, or the pairs as they were given; none for None."""
+    return list(given.items() if isinstance(given, Mapping) else given or ())
+
+
 def parse_updates(updates: Any) -> dict[SharedVariable, Variable]:
     """Updates as an ordered dict, every new value of its variable's type."""
-    pairs = list(updates.items()) if isinstance(updates, Mapping) else list(updates or ())
     parsed: dict[SharedVariable, Variable] = {}
-    for pair in pairs:
+    for pair in pairs(updates):
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise TypeError(f"updates: expected a dict or pairs (shared variable, new value), got {pair!r} among them.")
         variable, new_value = pair
@@ -98,9 +103,8 @@ def _of_type(variable: SharedVariable, new_value: Any) -> Variable:
 
 def with_givens(graph: Sequence[Variable], givens: Any, inputs: Sequence[Variable]) -> list[Variable]:
     """The graph with the variables of ``givens`` replaced."""
-    pairs = list(givens.items()) if isinstance(givens, Mapping) else list(givens or ())
     replace: dict[Variable, Variable] = {}
-    for variable, value in pairs:
+    for variable, value in pairs(givens):
         if not isinstance(variable, Variable):
             raise TypeError(f"givens: expected a variable to replace, got {variable!r}.")
         if variable in inputs:

@@ -20,7 +20,7 @@ class Round:
     """One shard per device, all of one size.
 
     ``shards`` are their numbers in the batch; a device without a shard of its own repeats the last one with weight 0.
-    ``starts`` are the first examples of the shards; ``weights`` (float32) their parts of the batch.
+    ``starts`` are the first examples of the shards; ``weights`` their parts of the batch.
     """
 
     size: int

@@ -40,6 +40,7 @@ from theano_mgpu.programs import DeviceProgram, ShardResults, Updated, UpdatePro
 from theano_mgpu.specification import (
     Form,
     check_used,
+    pairs,
     parse_updates,
     positive,
     reject_unknown,
@@ -108,7 +109,7 @@ def function(
         raise TypeError(f"contexts: expected tm.contexts(...), a part of it, or its argument, got {contexts!r}.")
 
     inputs, implicit = without_implicit(inputs)
-    givens = [*(givens.items() if isinstance(givens, Mapping) else givens or ()), *implicit]
+    givens = [*pairs(givens), *implicit]
     arguments = parse_inputs(inputs, allow_input_downcast)
     variables = [argument.variable for argument in arguments]
     require_inputs("broadcast", broadcast, variables)
@@ -170,7 +171,7 @@ class Step:
         self._update = UpdateProgram(cut, lower(cut.host), self._update_mirrors.placement)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """One step. Nothing visible changes before its last line but one; outputs come as numpy arrays."""
+        """One step; outputs come as numpy arrays. Nothing visible changes before the commit."""
         batch = self._signature.bind(args, kwargs)
         with jax.enable_x64(True):
             turns = self._split(batch)
@@ -179,6 +180,7 @@ class Step:
             leaves = self._gather(turns, results)
             updated = self._apply(leaves, batch)
             self._check(results, updated)
+            self._calls += 1
             new_values = self._new_values(turns, updated, batch)
             outputs = self._outputs(turns, results, updated)
             self._commit(updated, new_values)
@@ -214,7 +216,7 @@ class Step:
         return [next(parts if v in self.cut.split else whole) for v in inputs]
 
     def _gather(self, turns: list[Round], results: list[ShardResults]) -> list[list[Any]]:
-        gather = MeshGather(len(turns)) if self._on_device else HostGather(len(turns))
+        gather = MeshGather() if self._on_device else HostGather(len(turns))
         for turn, result in zip(turns, results, strict=True):
             gather.add(result.values, turn.live)
         return gather.leaves()
@@ -240,7 +242,6 @@ class Step:
         self, turns: list[Round], updated: Updated, batch: Mapping[Variable, np.ndarray]
     ) -> list[np.ndarray] | None:
         """The updated variables' new values on the host; None for a step that is skipped."""
-        self._calls += 1
         taken = {read(v).ctypes.data for v in self.cut.host.shared if isinstance(read(v), np.ndarray)}
         new_values = [as_numpy(array, taken) for array in updated.new_values]
         if self.nonfinite == "ignore":

@@ -12,9 +12,9 @@ __all__ = ["MeshGather"]
 
 
 class MeshGather:
-    """Adds the rounds' sums, each already summed over the devices. The same protocol as ``HostGather``."""
+    """Adds the rounds' sums, each already summed over the devices; ``add`` and ``leaves`` as in ``HostGather``."""
 
-    def __init__(self, rounds: int) -> None:
+    def __init__(self) -> None:
         self._sum: TreeSum[list[jax.Array]] = TreeSum(added)
 
     def add(self, values: Sequence[jax.Array], live: int) -> None:

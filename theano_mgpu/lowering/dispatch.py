@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +31,6 @@ class Check:
     error: type[Exception]
     message: str
     details: dict[str, jax.Array]
-
-    def raise_with(self, details: dict[str, Any]) -> None:
-        raise self.error(self.message.format(**details))
 
 
 _checks: contextvars.ContextVar[list[Check] | None] = contextvars.ContextVar("checks", default=None)
@@ -72,6 +69,3 @@ def require(ok: Any, error: type[Exception], message: str, **details: Any) -> bo
     scalars = {name: jnp.asarray(value) for name, value in details.items()}
     checks.append(Check(jnp.asarray(ok), error, message, scalars))
     return True
-
-
-Lowered = Callable[..., Any]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class Lowered:
     constants: tuple[np.ndarray, ...]
     precision: Precision
 
-    @property
+    @functools.cached_property
     def has_collectives(self) -> bool:
         """An average's value is needed again below the cut, as in synchronised batch norm."""
         return any(isinstance(node.op, ShardReduction) for node in self.graph.apply_nodes)
