@@ -4,7 +4,7 @@
     python examples/photographs_resnet.py --contexts cuda:0,1 --steps 200
 
 The photographs come with scikit-image and scikit-learn: a class is a photograph, an example is a random crop of it, and
-validation looks at a strip of it that no training crop touches. Nothing is downloaded.
+validation looks at a part of it that no training crop touches. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,9 @@ import theano_mgpu as tm
 
 
 def main(
-    steps: int = 96,
+    steps: int = 72,
     batch_size: int = 12,
-    learning_rate: float = 3e-4,
+    learning_rate: float = 1e-3,
     contexts: str | None = None,
     folder: str | Path = "runs/photographs/data",
     output: str | Path = "runs/photographs/resnet18.safetensors",
@@ -44,12 +45,13 @@ def main(
     classes = tm.data.class_names(folder)
     console.print(f"{folder}: {len(classes)} classes, {len(train)} training and {len(val)} validation crops")
 
-    # The graph, as for one device. Batch norm sees its shard; the moving averages are the mean over the shards.
+    # The graph, as for one device. A shard has three images, few for batch norm: it looks at the whole batch (sync).
     store = tm.ParameterStore(seed=seed)
     images = pt.tensor("images", shape=(None, image_size, image_size, 3), dtype="uint8")
     labels = pt.vector("labels", dtype="int32")
     rate = pt.scalar("rate", dtype="float32")
-    logits = tm.models.resnet(store, images, depth=18, num_classes=len(classes), train=True)
+    network = partial(tm.models.resnet, store, images, depth=18, num_classes=len(classes))
+    logits = network(train=True, sync=True, zero_init_residual=True)
     loss = tm.nn.softmax_cross_entropy(logits, labels).mean()
     top1 = tm.nn.top_k_accuracy(logits, labels, 1).mean()
 
@@ -61,7 +63,7 @@ def main(
     step = tm.function([images, labels, rate], metrics, updates=updates, contexts=devices, update_on="host")
 
     # The same parameters, with batch norm's moving averages. Answers keep the batch axis: they come back in order.
-    answers = tm.models.resnet(store, images, depth=18, num_classes=len(classes), train=False).argmax(axis=1)
+    answers = network(train=False).argmax(axis=1)
     predict = tm.function([images], answers, contexts=devices)
 
     schedule = tm.schedules.warmup_cosine(learning_rate, total_steps=steps, warmup_steps=steps // 10)
@@ -96,9 +98,9 @@ def main(
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=96)
+    parser.add_argument("--steps", type=int, default=72)
     parser.add_argument("--batch-size", type=int, default=12)
-    parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--contexts", help="such as cuda:0,1 or cpu:4; default: the GPUs, else cpu:4")
     parser.add_argument(
         "--folder", type=Path, default=Path("runs/photographs/data"), help="where the crops are written"
@@ -109,4 +111,6 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main(**vars(_arguments()))
+    options = _arguments()
+    if main(**vars(options)) < 0.9 and options.steps >= 72:
+        raise SystemExit("the network should name over 90 % of the validation crops by now")

@@ -70,6 +70,7 @@ def batch_norm(
     sync: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    init: Initialiser | float = 1.0,
 ) -> TensorVariable:
     """Batch normalisation over all axes but the last, with PyTorch's conventions.
 
@@ -88,8 +89,9 @@ def batch_norm(
         sync: take the statistics over the whole batch, not over each shard by itself.
         momentum: the new batch's part in the running statistics.
         eps: added to the variance.
+        init: of the weight.
 
-    weight begins at 1 and bias at 0, neither is decayed; running_mean begins at 0 and running_var at 1, neither is
+    The bias begins at 0, neither is decayed; running_mean begins at 0 and running_var at 1, neither is
     trained.
     Raises TypeError if ``train`` is not a bool, ValueError for unknown channels or a momentum outside of 0 to 1.
 
@@ -101,7 +103,7 @@ def batch_norm(
     if not 0 <= momentum <= 1:
         raise ValueError(f"{layer}: 'momentum' should be from 0 to 1, not {momentum!r}.")
     channels = _channels(layer, x)
-    weight = store.param(f"{name}.weight", (channels,), 1.0, decay=False)
+    weight = store.param(f"{name}.weight", (channels,), init, decay=False)
     bias = store.param(f"{name}.bias", (channels,), 0.0, decay=False)
     running_mean = store.param(f"{name}.running_mean", (channels,), 0.0, trainable=False, decay=False)
     running_var = store.param(f"{name}.running_var", (channels,), 1.0, trainable=False, decay=False)

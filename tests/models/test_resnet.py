@@ -47,6 +47,19 @@ def test_cifar_networks_have_the_papers_number_of_parameters(depth):
     assert (depth, count(store)) in {(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018), (110, 1_727_962)}
 
 
+@pytest.mark.parametrize(("depth", "last", "blocks"), [(18, "bn2", 8), (50, "bn3", 16), (20, "bn2", 9)])
+def test_zero_init_residual_begins_with_every_block_as_its_shortcut(depth, last, blocks):
+    plain, zero = ParameterStore(), ParameterStore()
+    resnet(plain, image_batch(), depth, 10, train=True)
+    resnet(zero, image_batch(), depth, 10, train=True, zero_init_residual=True)
+    differing = {
+        name for name, value in plain.get_values().items() if not np.array_equal(value, zero[name].get_value())
+    }
+    assert {name.split(".", 2)[2] for name in differing} == {f"{last}.weight"}
+    assert len(differing) == blocks
+    assert not any(zero[name].get_value().any() for name in differing)
+
+
 def normalisation(name):
     return [f"{name}.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
 

@@ -32,8 +32,8 @@ class Photograph:
     name: str
     package: str
     file: str
-    train: tuple[float, float] = (0.4, 1.0)  # from the left edge, 0, to the right edge, 1
-    val: tuple[float, float] = (0.0, 0.4)
+    train: tuple[float, float] = (0.5, 1.0)  # from the left edge, 0, to the right edge, 1
+    val: tuple[float, float] = (0.0, 0.5)
 
     @property
     def path(self) -> Path:
@@ -51,17 +51,17 @@ class Photograph:
 
 
 _PHOTOGRAPHS = (
-    Photograph("astronaut", "skimage", "data/astronaut.png"),
+    Photograph("astronaut", "skimage", "data/astronaut.png", train=(0.35, 1.0), val=(0.0, 0.35)),
     Photograph("brick", "skimage", "data/brick.png"),
     Photograph("chelsea", "skimage", "data/chelsea.png"),
     # The pagoda's left half and its right half; the rest is a lake without it.
     Photograph("china", "sklearn", "datasets/images/china.jpg", train=(0.0, 0.4), val=(0.4, 0.7)),
     Photograph("coffee", "skimage", "data/coffee.png"),
-    Photograph("coins", "skimage", "data/coins.png"),
+    Photograph("coins", "skimage", "data/coins.png", train=(0.0, 0.6), val=(0.6, 1.0)),
     Photograph("flower", "sklearn", "datasets/images/flower.jpg"),
     Photograph("gravel", "skimage", "data/gravel.png"),
     Photograph("hubble_deep_field", "skimage", "data/hubble_deep_field.jpg"),
-    Photograph("immunohistochemistry", "skimage", "data/ihc.png"),
+    Photograph("immunohistochemistry", "skimage", "data/ihc.png", train=(0.0, 0.5), val=(0.5, 1.0)),
     Photograph("motorcycle", "skimage", "data/motorcycle_left.png"),
     Photograph("retina", "skimage", "data/retina.jpg"),
     Photograph("rocket", "skimage", "data/rocket.jpg"),
