@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,14 +66,27 @@ class DeviceProgram:
         self._run = jax.jit(mapped)
 
     def __call__(self, turn: Round, inputs: Sequence[Any], shared: Sequence[jax.Array]) -> ShardResults:
+        arguments = self._arguments(turn, inputs, shared)
+        with jax.transfer_guard_host_to_device("allow"):  # numpy inputs, where there is one device
+            values, per_example, checks = self._run(*arguments)
+        return ShardResults(values, per_example, checks)
+
+    def lower(
+        self, turn: Round, inputs: Sequence[Any], shared: Sequence[jax.Array]
+    ) -> tuple[list[jax.ShapeDtypeStruct], Callable[[], Any]]:
+        """All of a first call that needs Python: the shapes of the round's values, and what compiles the program."""
+        with jax.transfer_guard_host_to_device("allow"):
+            lowered = self._run.lower(*self._arguments(turn, inputs, shared))
+        values, _, _ = lowered.out_info
+        return values, lowered.compile
+
+    def _arguments(self, turn: Round, inputs: Sequence[Any], shared: Sequence[jax.Array]) -> tuple[Any, ...]:
         weights = self._one_each(turn.weights, np.float64)
         numbers = self._one_each(turn.shards, np.int32)
         arguments = (weights, numbers, list(inputs), list(shared), self._constants)
         if self._cut.per_example and not self._batch_axis_checked:
             self._require_batch_axis(arguments, turn.size)
-        with jax.transfer_guard_host_to_device("allow"):  # numpy inputs, where there is one device
-            values, per_example, checks = self._run(*arguments)
-        return ShardResults(values, per_example, checks)
+        return arguments
 
     def _require_batch_axis(self, arguments: tuple[Any, ...], size: int) -> None:
         """Outputs to be concatenated must grow with the batch: traced, not run, on one example more a shard."""
@@ -150,6 +163,11 @@ class UpdateProgram:
         for variable, value in zip(self._cut.updated, updated.new_values, strict=True):
             require_same_shape(variable, value.shape)
         return updated
+
+    def compile(self, leaves: Sequence[Sequence[Any]], whole: Sequence[Any], shared: Sequence[jax.Array]) -> None:
+        """For arguments of these shapes, so that a call finds the program ready."""
+        with jax.enable_x64(True), jax.transfer_guard_host_to_device("allow"):  # not inherited by threads
+            self._run.lower(list(leaves), list(whole), list(shared), self._constants).compile()
 
     def _update(self, leaves: Any, whole: list[Any], shared: list[Any], constants: list[Any]) -> Any:
         sums = [tree_sum([leaf.reshape(leaf.shape[1:]) for leaf in part], jnp.add) for part in leaves]

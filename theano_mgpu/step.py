@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -30,6 +31,7 @@ from theano_mgpu.mirror import (
     commit,
     fetched,
     host_device,
+    on_each,
     on_every,
     on_host,
     placed,
@@ -158,6 +160,7 @@ class Step:
         self.nonfinite = nonfinite
         self.skipped = 0  # steps left out under nonfinite="skip"
         self._calls = 0
+        self._compiled: set[tuple[int, int]] = set()  # sizes and numbers of shards
         self._form = form
         self._signature = Signature(name, tuple(arguments), cut.split)
         self._on_device = update_on == "device"
@@ -200,11 +203,32 @@ class Step:
 
     def _run(self, turns: list[Round], batch: Mapping[Variable, np.ndarray], shared: list[Any]) -> list[ShardResults]:
         try:
+            if len(turns) == 1 and (turns[0].size, turns[0].live) not in self._compiled:
+                self._compile(turns[0], batch, shared)
             return [self._program(turn, self._placed(turn, batch), shared) for turn in turns]
         except UnsupportedGraphError:
             raise
         except ValueError as error:  # shapes that do not fit are found while the graph is traced
             raise ValueError(f"{self.name}(): {error} The inputs were {self._signature.described(batch)}.") from error
+
+    def _compile(self, turn: Round, batch: Mapping[Variable, np.ndarray], shared: list[Any]) -> None:
+        """Both programs at once, ahead of their first calls: compiled one by one, they leave cores idle."""
+        values, compile_device_program = self._program.lower(turn, self._placed(turn, batch), shared)
+        with ThreadPoolExecutor(1) as pool:
+            # What is wrong with the update rule, its call will say.
+            pool.submit(self._update.compile, self._leaves_like(values, turn.live), *self._update_arguments(batch))
+            compile_device_program()
+        self._compiled.add((turn.size, turn.live))
+
+    def _leaves_like(self, values: list[jax.ShapeDtypeStruct], live: int) -> list[list[jax.ShapeDtypeStruct]]:
+        """What ``_gather`` will give of one round's values."""
+        if self._on_device:
+            copies, placement = 1, on_every(self.contexts)
+        elif self.contexts.devices == [host_device()]:
+            copies, placement = 1, on_each(self.contexts)
+        else:
+            copies, placement = live, None
+        return [[jax.ShapeDtypeStruct((1, *v.shape[1:]), v.dtype, sharding=placement)] * copies for v in values]
 
     def _placed(self, turn: Round, batch: Mapping[Variable, np.ndarray]) -> list[Any]:
         """The device part's inputs for a round: split ones a shard each, the others whole."""
@@ -222,9 +246,12 @@ class Step:
         return gather.leaves()
 
     def _apply(self, leaves: list[list[Any]], batch: Mapping[Variable, np.ndarray]) -> Updated:
+        return self._update(leaves, *self._update_arguments(batch))
+
+    def _update_arguments(self, batch: Mapping[Variable, np.ndarray]) -> tuple[list[Any], list[Any]]:
         inputs = [batch[v] for v in self.cut.host.inputs if v in self.cut.whole]
         whole = placed(inputs, self._update_mirrors.placement)
-        return self._update(leaves, whole, self._update_mirrors.arrays(self.cut.host.shared))
+        return whole, self._update_mirrors.arrays(self.cut.host.shared)
 
     def _check(self, results: list[ShardResults], updated: Updated) -> None:
         """Raise what the devices found wrong with the data; nothing has changed yet."""
