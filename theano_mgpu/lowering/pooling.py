@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from theano_mgpu.lowering.dispatch import lowers
+from theano_mgpu.lowering.windows import scattered, slices
 from theano_mgpu.nn.pooling import AveragePool2d, AveragePool2dGradient, MaxPool2d, MaxPool2dGradient, MaxPool2dPick
 from theano_mgpu.nn.windows import Windows
 
@@ -32,7 +33,7 @@ def max_pool2d(op: MaxPool2d, node: Any, **_: Any) -> Callable[..., jax.Array]:
         windows = op.windows(x.shape)
         if _is_large(windows):
             return _reduced(x, windows, -np.inf, lax.max)
-        return functools.reduce(jnp.maximum, _slices(x, windows, -np.inf))
+        return functools.reduce(jnp.maximum, slices(x, windows, -np.inf))
 
     return pool
 
@@ -45,11 +46,11 @@ def max_pool2d_gradient(op: MaxPool2dGradient, node: Any, **_: Any) -> Callable[
             return jax.vjp(lambda images: _reduced(images, windows, -np.inf, lax.max), x)[1](g)[0]
         rest, parts = _wide(g), []
         # NaN equals nothing, so the padding is never the largest.
-        for entries in _slices(x, windows, np.nan):
+        for entries in slices(x, windows, np.nan):
             # Subtracting what went to the first largest leaves none for the next; half the time of a boolean mask.
             parts.append(jnp.where(entries == y, rest, jnp.zeros_like(rest)))
             rest = rest - parts[-1]
-        return _scattered(parts, windows).astype(x.dtype)
+        return scattered(parts, windows).astype(x.dtype)
 
     return gradient
 
@@ -61,7 +62,7 @@ def max_pool2d_pick(op: MaxPool2dPick, node: Any, **_: Any) -> Callable[..., jax
         if _is_large(windows):
             return jax.jvp(lambda images: _reduced(images, windows, -np.inf, lax.max), (x,), (u,))[1]
         picked = jnp.zeros_like(y)
-        positions = list(zip(_slices(x, windows, np.nan), _slices(u, windows, 0), strict=True))
+        positions = list(zip(slices(x, windows, np.nan), slices(u, windows, 0), strict=True))
         for entries, candidates in reversed(positions):
             picked = jnp.where(entries == y, candidates, picked)
         return picked
@@ -86,7 +87,7 @@ def average_pool2d_gradient(op: AveragePool2dGradient, node: Any, **_: Any) -> C
         if _is_large(windows):
             spread = jax.linear_transpose(lambda images: _summed(images, windows), _wide(x))(share)[0]
         else:
-            spread = _scattered((share for _ in range(_positions(windows))), windows)
+            spread = scattered((share for _ in range(_positions(windows))), windows)
         return spread.astype(x.dtype)
 
     return gradient
@@ -105,31 +106,6 @@ def _wide(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _slices(x: jax.Array, windows: Windows, filling: float) -> Iterator[jax.Array]:
-    """For each position inside a window, row by row: what all windows have there."""
-    padded = jnp.pad(x, windows.pad_width, constant_values=filling)
-    height, width = windows.spans()
-    for top, left in windows.starts():
-        end = (x.shape[0], top + height, left + width, x.shape[3])
-        yield lax.slice(padded, (0, top, left, 0), end, (1, *windows.stride, 1))
-
-
-def _scattered(parts: Iterable[jax.Array], windows: Windows) -> jax.Array:
-    """The transpose of ``_slices``: the sum of each position's part, put where it came from."""
-    spans = windows.spans()
-
-    def placed(part: jax.Array, start: tuple[int, int]) -> jax.Array:
-        # Negative edges cut off what fell on the padding.
-        edges = []
-        for axis in range(2):
-            low = start[axis] - windows.padding[axis][0]
-            high = windows.image[axis] - low - spans[axis]
-            edges.append((low, high, windows.stride[axis] - 1))
-        return lax.pad(part, jnp.zeros((), part.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
-
-    return functools.reduce(operator.add, map(placed, parts, windows.starts()))
-
-
 def _reduced(x: jax.Array, windows: Windows, start: float, operation: Callable[..., Any]) -> jax.Array:
     initial = np.asarray(start, x.dtype)
     return lax.reduce_window(x, initial, operation, (1, *windows.size, 1), (1, *windows.stride, 1), windows.pad_width)
@@ -138,4 +114,4 @@ def _reduced(x: jax.Array, windows: Windows, start: float, operation: Callable[.
 def _summed(x: jax.Array, windows: Windows) -> jax.Array:
     if _is_large(windows):
         return _reduced(x, windows, 0, lax.add)
-    return functools.reduce(operator.add, _slices(x, windows, 0))
+    return functools.reduce(operator.add, slices(x, windows, 0))
