@@ -22,9 +22,11 @@ from rich.live import Live
 
 import theano_mgpu as tm
 
+STEPS = 72  # enough to name over 90 % of the validation crops
+
 
 def main(
-    steps: int = 72,
+    steps: int = STEPS,
     batch_size: int = 12,
     learning_rate: float = 1e-3,
     contexts: str | None = None,
@@ -98,7 +100,7 @@ def main(
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=72)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--batch-size", type=int, default=12)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--contexts", help="such as cuda:0,1 or cpu:4; default: the GPUs, else cpu:4")
@@ -112,5 +114,5 @@ def _arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     options = _arguments()
-    if main(**vars(options)) < 0.9 and options.steps >= 72:
+    if main(**vars(options)) < 0.9 and options.steps >= STEPS:
         raise SystemExit("the network should name over 90 % of the validation crops by now")

@@ -89,10 +89,9 @@ def batch_norm(
         sync: take the statistics over the whole batch, not over each shard by itself.
         momentum: the new batch's part in the running statistics.
         eps: added to the variance.
-        init: of the weight.
+        init: of the weight; the bias begins at 0, and neither is decayed.
 
-    The bias begins at 0, neither is decayed; running_mean begins at 0 and running_var at 1, neither is
-    trained.
+    running_mean begins at 0 and running_var at 1; neither is trained.
     Raises TypeError if ``train`` is not a bool, ValueError for unknown channels or a momentum outside of 0 to 1.
 
     Ioffe and Szegedy, "Batch normalization", ICML 2015, algorithms 1 and 2.

@@ -66,7 +66,7 @@ class DeviceProgram:
         self._run = jax.jit(mapped)
 
     def __call__(self, turn: Round, inputs: Sequence[Any], shared: Sequence[jax.Array]) -> ShardResults:
-        arguments = self._arguments(turn, inputs, shared)
+        arguments = self._checked_arguments(turn, inputs, shared)
         with jax.transfer_guard_host_to_device("allow"):  # numpy inputs, where there is one device
             values, per_example, checks = self._run(*arguments)
         return ShardResults(values, per_example, checks)
@@ -76,11 +76,11 @@ class DeviceProgram:
     ) -> tuple[list[jax.ShapeDtypeStruct], Callable[[], Any]]:
         """All of a first call that needs Python: the shapes of the round's values, and what compiles the program."""
         with jax.transfer_guard_host_to_device("allow"):
-            lowered = self._run.lower(*self._arguments(turn, inputs, shared))
+            lowered = self._run.lower(*self._checked_arguments(turn, inputs, shared))
         values, _, _ = lowered.out_info
         return values, lowered.compile
 
-    def _arguments(self, turn: Round, inputs: Sequence[Any], shared: Sequence[jax.Array]) -> tuple[Any, ...]:
+    def _checked_arguments(self, turn: Round, inputs: Sequence[Any], shared: Sequence[jax.Array]) -> tuple[Any, ...]:
         weights = self._one_each(turn.weights, np.float64)
         numbers = self._one_each(turn.shards, np.int32)
         arguments = (weights, numbers, list(inputs), list(shared), self._constants)

@@ -31,7 +31,6 @@ from theano_mgpu.mirror import (
     commit,
     fetched,
     host_device,
-    on_each,
     on_every,
     on_host,
     placed,
@@ -214,21 +213,13 @@ class Step:
     def _compile(self, turn: Round, batch: Mapping[Variable, np.ndarray], shared: list[Any]) -> None:
         """Both programs at once, ahead of their first calls: compiled one by one, they leave cores idle."""
         values, compile_device_program = self._program.lower(turn, self._placed(turn, batch), shared)
+        gather = MeshGather if self._on_device else HostGather
+        leaves = gather.leaves_like(values, turn.live, self.contexts)
         with ThreadPoolExecutor(1) as pool:
             # What is wrong with the update rule, its call will say.
-            pool.submit(self._update.compile, self._leaves_like(values, turn.live), *self._update_arguments(batch))
+            pool.submit(self._update.compile, leaves, *self._update_arguments(batch))
             compile_device_program()
         self._compiled.add((turn.size, turn.live))
-
-    def _leaves_like(self, values: list[jax.ShapeDtypeStruct], live: int) -> list[list[jax.ShapeDtypeStruct]]:
-        """What ``_gather`` will give of one round's values."""
-        if self._on_device:
-            copies, placement = 1, on_every(self.contexts)
-        elif self.contexts.devices == [host_device()]:
-            copies, placement = 1, on_each(self.contexts)
-        else:
-            copies, placement = live, None
-        return [[jax.ShapeDtypeStruct((1, *v.shape[1:]), v.dtype, sharding=placement)] * copies for v in values]
 
     def _placed(self, turn: Round, batch: Mapping[Variable, np.ndarray]) -> list[Any]:
         """The device part's inputs for a round: split ones a shard each, the others whole."""

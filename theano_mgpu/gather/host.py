@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 
+from theano_mgpu.devices import Contexts
 from theano_mgpu.gather.tree import TreeSum, added
-from theano_mgpu.mirror import fetched, host_device
+from theano_mgpu.mirror import fetched, host_device, on_each
 
 __all__ = ["HostGather"]
 
@@ -34,6 +35,15 @@ class HostGather:
                 self._sum.push(leaf)
             else:
                 self._single.append(leaf)
+
+    @staticmethod
+    def leaves_like(
+        values: Sequence[jax.ShapeDtypeStruct], live: int, contexts: Contexts
+    ) -> list[list[jax.ShapeDtypeStruct]]:
+        """What ``leaves`` gives of one round's ``values``, before there are any."""
+        stay = contexts.devices == [host_device()]
+        placement, copies = (on_each(contexts), 1) if stay else (None, live)
+        return [[jax.ShapeDtypeStruct((1, *v.shape[1:]), v.dtype, sharding=placement)] * copies for v in values]
 
     def leaves(self) -> list[list[Any]]:
         shards = [self._sum.result()] if self._several else self._single

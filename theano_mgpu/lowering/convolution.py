@@ -1,4 +1,4 @@
-"""Convolutions on a device: 1x1 as matrix products, the others as XLA's convolutions.
+"""Convolutions on a device: matrix products where they are faster, else XLA's convolutions.
 
 A 1x1 convolution as a product runs at 105 - 215 GF/s on 2 cores, as a convolution at 70 - 180; its filter gradient at
 83 - 190 as a product of two-dimensional arrays, at 28 - 96 as a convolution. The filter gradient of ResNet's 7x7 stem,
@@ -17,14 +17,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from theano_mgpu.lowering.dispatch import lowers
-from theano_mgpu.lowering.windows import slices
+from theano_mgpu.lowering.windows import scattered, slices
 from theano_mgpu.nn.convolution import Conv2d, Conv2dFilterGradient, Conv2dInputGradient, Convolution
 from theano_mgpu.nn.windows import Windows
 
 __all__: list[str] = []
 
-# Numbers in a row of a filter: up to here its gradient is taken as products on a CPU.
-_FEW_CHANNELS = 32
+# Longer rows of a filter (columns times channels) have their gradient as a convolution on a CPU too.
+_LONGEST_ROW = 32
 
 
 @lowers(Conv2d)
@@ -63,7 +63,7 @@ def conv2d_filter_gradient(op: Conv2dFilterGradient, node: Any, **_: Any) -> Cal
             (gradient,) = jax.linear_transpose(lambda filters: _convolved(op, windows, x, filters), w)(g)
             return gradient
 
-        if op.groups > 1 or x.shape[3] * windows.size[1] > _FEW_CHANNELS:
+        if op.groups > 1 or x.shape[3] * windows.size[1] > _LONGEST_ROW:
             return as_convolution(x, g)
         as_products = functools.partial(_filter_gradient_as_products, windows)
         return lax.platform_dependent(x, g, cpu=as_products, default=as_convolution)
@@ -116,15 +116,9 @@ def _rows(x: jax.Array) -> jax.Array:
 
 def _every_stride(x: jax.Array, windows: Windows) -> jax.Array:
     """The pixels that a 1x1 convolution reads."""
-    if windows.stride == (1, 1):
-        return x
-    return lax.slice(x, (0, 0, 0, 0), x.shape, (1, *windows.stride, 1))
+    return x if windows.stride == (1, 1) else next(slices(x, windows, 0))
 
 
 def _spread(gradient: jax.Array, windows: Windows) -> jax.Array:
     """The transpose of ``_every_stride``: zeros between the pixels."""
-    if windows.stride == (1, 1):
-        return gradient
-    rest = [length - span for length, span in zip(windows.image, windows.spans(), strict=True)]
-    edges = [(0, rest[axis], windows.stride[axis] - 1) for axis in range(2)]
-    return lax.pad(gradient, gradient.dtype.type(0), ((0, 0, 0), *edges, (0, 0, 0)))
+    return gradient if windows.stride == (1, 1) else scattered([gradient], windows)
