@@ -18,6 +18,7 @@ PACKAGE = Path(tm.__file__).parent
 ROOMS = [
     "errors",
     "compatibility",
+    "host_memory",
     "devices",
     "averages",
     "nn",

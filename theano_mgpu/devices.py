@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
 import jax
+
+from theano_mgpu.host_memory import give_back_large_blocks
 
 __all__ = ["Context", "Contexts", "contexts"]
 
@@ -203,7 +203,7 @@ def _gpu_hint() -> str:
 
 def _make_cpu_devices(count: int) -> None:
     """See to it that there are ``count`` simulated devices; JAX fixes their number when its first device is made."""
-    _give_back_large_blocks()
+    give_back_large_blocks()
     with_room = None
     try:
         if count > int(jax.config.jax_num_cpu_devices):
@@ -217,20 +217,3 @@ def _make_cpu_devices(count: int) -> None:
             f'number cannot grow in one process. Ask for the largest number first: tm.contexts("cpu:{count}") before '
             f"any other use of JAX; or take a slice of what there is."
         ) from with_room
-
-
-def _give_back_large_blocks() -> None:
-    """Have the C library map blocks from 4 MB on by themselves, and give them back to the system when they are freed.
-
-    By default it soon takes blocks of up to 32 MB from a heap, where gradients and parameters that outlive a step leave
-    holes too small for the next step's: ResNet-50 (224 x 224, batch 8, two devices) held 2.9 to 3.1 GB after eight
-    steps instead of 2.3 to 2.4. Settings of the user's own (``MALLOC_...``) are left alone.
-    """
-    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
-        return
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if set_option is None:  # not the GNU C library
-        return
-    smallest_mapping, most_arenas = -3, -8  # malloc.h
-    set_option(smallest_mapping, 4 * 2**20)
-    set_option(most_arenas, 1)

@@ -17,12 +17,15 @@ from theano_mgpu.cut import Cut
 from theano_mgpu.devices import Contexts
 from theano_mgpu.gather.device import all_reduce
 from theano_mgpu.gather.tree import tree_sum
+from theano_mgpu.host_memory import map_in_huge_pages
 from theano_mgpu.lowering.dispatch import Check, collect_checks
 from theano_mgpu.lowering.graph import Lowered, Shard
 from theano_mgpu.mirror import AXIS, mesh_of, on_each, on_every, placed
 from theano_mgpu.split import Round
 
 __all__ = ["DeviceProgram", "ShardResults", "UpdateProgram", "Updated"]
+
+_MUCH_MEMORY = 64 * 2**20  # whose clearing takes longer than to ask for huge pages
 
 _EACH, _SAME = PartitionSpec(AXIS), PartitionSpec()
 
@@ -54,6 +57,7 @@ class DeviceProgram:
         self._constants = _constants_of(lowered, on_every(contexts))
         self._places: dict[tuple[Any, tuple[Any, ...]], jax.Array] = {}
         self._batch_axis_checked = False
+        self._temporary_bytes = 0  # that a call takes on each device
         self.checks: list[Check] = []
         inputs = [_EACH if split else _SAME for split in self._split]
         mapped = jax.shard_map(
@@ -69,16 +73,23 @@ class DeviceProgram:
         arguments = self._checked_arguments(turn, inputs, shared)
         with jax.transfer_guard_host_to_device("allow"):  # numpy inputs, where there is one device
             values, per_example, checks = self._run(*arguments)
+        if self._temporary_bytes > _MUCH_MEMORY and self._contexts.platform == "cpu":
+            map_in_huge_pages(len(self._contexts), self._temporary_bytes)
         return ShardResults(values, per_example, checks)
 
     def lower(
         self, turn: Round, inputs: Sequence[Any], shared: Sequence[jax.Array]
-    ) -> tuple[list[jax.ShapeDtypeStruct], Callable[[], Any]]:
+    ) -> tuple[list[jax.ShapeDtypeStruct], Callable[[], None]]:
         """All of a first call that needs Python: the shapes of the round's values, and what compiles the program."""
         with jax.transfer_guard_host_to_device("allow"):
             lowered = self._run.lower(*self._checked_arguments(turn, inputs, shared))
         values, _, _ = lowered.out_info
-        return values, lowered.compile
+
+        def compile_program() -> None:
+            memory = lowered.compile().memory_analysis()
+            self._temporary_bytes = max(self._temporary_bytes, memory.temp_size_in_bytes)
+
+        return values, compile_program
 
     def _checked_arguments(self, turn: Round, inputs: Sequence[Any], shared: Sequence[jax.Array]) -> tuple[Any, ...]:
         weights = self._one_each(turn.weights, np.float64)

@@ -1,0 +1,78 @@
+"""How the C library and the kernel hand out the host's memory, where simulated devices live. No-ops but on Linux."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["give_back_large_blocks", "map_in_huge_pages"]
+
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_MAPPINGS = Path("/proc/self/maps")
+
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
+_MADV_HUGEPAGE = 14  # asm-generic/mman-common.h
+
+_LOOKS, _SECONDS_BETWEEN_LOOKS = 5, 0.002
+
+
+def give_back_large_blocks() -> None:
+    """Have the C library map blocks from 4 MB on by themselves, and give them back to the system when they are freed.
+
+    By default it soon takes blocks of up to 32 MB from a heap, where gradients and parameters that outlive a step leave
+    holes too small for the next step's: ResNet-50 (224 x 224, batch 8, two devices) held 2.9 to 3.1 GB after eight
+    steps instead of 2.3 to 2.4. Settings of the user's own (``MALLOC_...``) are left alone.
+    """
+    if os.name != "posix" or any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        return
+    set_option = getattr(_c_library(), "mallopt", None)
+    if set_option is None:  # not the GNU C library
+        return
+    set_option(_M_MMAP_THRESHOLD, 4 * 2**20)
+    set_option(_M_ARENA_MAX, 1)
+
+
+def map_in_huge_pages(count: int, size: int) -> None:
+    """Ask for huge pages where ``count`` blocks of ``size`` bytes are just being mapped.
+
+    A program's temporary memory is mapped anew at each call, and in pages of 4 kB the kernel clears ResNet-50's in
+    300,000 faults, a twelfth of a step's processor time. XLA has no option to ask itself, so it is done for it as soon
+    as the blocks are there: within some milliseconds, while the devices compute.
+    """
+    if not _huge_pages_on_request():
+        return
+    for _ in range(_LOOKS):
+        blocks = [(begin, extent) for begin, extent in _anonymous_mappings() if extent >= size]
+        for begin, extent in blocks:
+            # One that has gone in the meantime is an error, which changes nothing.
+            _c_library().madvise(ctypes.c_void_p(begin), ctypes.c_size_t(extent), _MADV_HUGEPAGE)
+        if sum(extent for _, extent in blocks) >= count * size:  # neighbours are listed as one
+            return
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def _anonymous_mappings() -> Iterator[tuple[int, int]]:
+    """First address and size of each writable block of memory that belongs to no file."""
+    for mapping in _MAPPINGS.read_text().splitlines():
+        addresses, permissions, _, _, *inode_and_path = mapping.split()
+        if permissions == "rw-p" and inode_and_path == ["0"]:
+            begin, end = (int(address, 16) for address in addresses.split("-"))
+            yield begin, end - begin
+
+
+@functools.cache
+def _huge_pages_on_request() -> bool:
+    """Whether the kernel gives them to who asks; if to all or to nobody, there is nothing to ask."""
+    with contextlib.suppress(OSError):
+        return "[madvise]" in _HUGE_PAGES.read_text()
+    return False
+
+
+@functools.cache
+def _c_library() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
