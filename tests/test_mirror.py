@@ -74,7 +74,7 @@ def test_committed_results_need_no_copy(eight, weight):
     array = on_cpu(np.full(64, 9, "float32"))
     value = as_numpy(array, set())
     commit(weight, value)
-    mirrors.keep(weight, value, array)
+    mirrors.keep(weight, [value], value, array)
     assert mirrors.arrays([weight])[0] is array
     mirrors.drop([weight])
     assert mirrors.arrays([weight])[0] is not array

@@ -22,7 +22,7 @@ from pytensor.tensor.random.type import RandomType
 from theano_mgpu.averages import Average, ShardWeight, Total
 from theano_mgpu.errors import CutError
 
-__all__ = ["Cut", "Program", "Reduction", "cut"]
+__all__ = ["Cut", "Program", "Reduction", "cut", "program"]
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,9 @@ def cut(
     return Cut(
         split=split,
         whole=whole,
-        device=_program((*split, *whole), device_graph),
+        device=program((*split, *whole), device_graph),
         reductions=reductions,
-        host=_program((*placeholders.values(), *whole), host_graph),
+        host=program((*placeholders.values(), *whole), host_graph),
         outputs=_positions(kinds),
         updated=updated,
         generators=generators,
@@ -199,7 +199,7 @@ def _placeholder(average: Variable) -> Variable:
     return average.type(name=average.name or average.owner.inputs[0].name)
 
 
-def _program(inputs: Iterable[Variable], outputs: tuple[Variable, ...]) -> Program:
+def program(inputs: Iterable[Variable], outputs: tuple[Variable, ...]) -> Program:
     used = dict.fromkeys(ancestors(outputs))
     shared = tuple(v for v in used if isinstance(v, SharedVariable))
     return Program(tuple(v for v in inputs if v in used), shared, outputs)

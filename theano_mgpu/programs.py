@@ -13,15 +13,17 @@ from jax.sharding import PartitionSpec
 from pytensor.graph.basic import Variable
 from pytensor.tensor.random.type import RandomType
 
+from theano_mgpu.bundles import Bundled
 from theano_mgpu.cut import Cut
 from theano_mgpu.devices import Contexts
 from theano_mgpu.gather.device import all_reduce
 from theano_mgpu.gather.tree import tree_sum
 from theano_mgpu.host_memory import map_in_huge_pages
 from theano_mgpu.lowering.dispatch import Check, collect_checks
-from theano_mgpu.lowering.graph import Lowered, Shard
+from theano_mgpu.lowering.graph import Lowered, Shard, lower
 from theano_mgpu.mirror import AXIS, mesh_of, on_each, on_every, placed
 from theano_mgpu.split import Round
+from theano_mgpu.vectors import Slot, Values, Vector, joined
 
 __all__ = ["DeviceProgram", "ShardResults", "UpdateProgram", "Updated"]
 
@@ -47,8 +49,11 @@ class DeviceProgram:
     With ``reduced`` the reductions' values leave it summed over the devices, else as one row for each.
     """
 
-    def __init__(self, cut: Cut, lowered: Lowered, contexts: Contexts, *, reduced: bool) -> None:
+    def __init__(
+        self, cut: Cut, lowered: Lowered, averages: Sequence[Slot], contexts: Contexts, *, reduced: bool
+    ) -> None:
         self._cut = cut
+        self._averages = averages
         self._lowered = lowered
         self._contexts = contexts
         self._reduced = reduced
@@ -64,7 +69,7 @@ class DeviceProgram:
             self._part,
             mesh=mesh_of(contexts),
             in_specs=(_EACH, _EACH, inputs, [_SAME] * len(cut.device.shared), [_SAME] * len(self._constants)),
-            out_specs=([_SAME if reduced else _EACH] * len(cut.reductions), _EACH, _EACH),
+            out_specs=([_SAME if reduced else _EACH] * len(averages), _EACH, _EACH),
             check_vma=False,
         )
         self._run = jax.jit(mapped)
@@ -133,13 +138,14 @@ class DeviceProgram:
             outputs = self._lowered.trace([*inputs, *keys, *constants], Shard(weight, lambda x: self._sum(x, weight)))
         self.checks = checks
         reductions = self._cut.reductions
-        values = [
-            value * weight.astype(value.dtype) if reduction.weighted else value
+        values = {
+            reduction.placeholder: value * weight.astype(value.dtype) if reduction.weighted else value
             for reduction, value in zip(reductions, map(jnp.asarray, outputs), strict=False)
-        ]
-        values = [(self._sum(value, weight) if self._reduced else value)[None] for value in values]
+        }
+        arrays = joined(self._averages, values, jnp)
+        arrays = [(self._sum(array, weight) if self._reduced else array)[None] for array in arrays]
         per_example = [jnp.asarray(value) for value in outputs[len(reductions) :]]
-        return values, per_example, _flags(checks)
+        return arrays, per_example, _flags(checks)
 
     def _sum(self, value: Any, weight: Any) -> Any:
         """The sum over the shards of a round; a device that only repeats one adds nothing."""
@@ -149,7 +155,7 @@ class DeviceProgram:
 
 @dataclass(frozen=True)
 class Updated:
-    """What the update program gives: outputs of the host part, new values, and flags of what was checked."""
+    """What the update program gives: outputs of the host part, new values a slot, and flags of what was checked."""
 
     outputs: list[jax.Array]
     new_values: list[jax.Array]
@@ -159,20 +165,23 @@ class Updated:
 class UpdateProgram:
     """The part above the cut: sums the shards in the fixed tree and applies the update rule."""
 
-    def __init__(self, cut: Cut, lowered: Lowered, placement: Any) -> None:
-        self._cut = cut
-        self._lowered = lowered
+    def __init__(self, bundled: Bundled, placement: Any) -> None:
+        self._bundled = bundled
+        self._rest = lower(bundled.rest)
+        self._rules = [lower(bundle.rule) for bundle in bundled.bundles]
         self.checks: list[Check] = []
-        self._used = [v in cut.host.inputs for v in (r.placeholder for r in cut.reductions)]
-        self._constants = _constants_of(lowered, placement)
+        self._scalars = [scalar for bundle in bundled.bundles for scalar in bundle.scalars]
+        self._outputs = len(bundled.rest.outputs) - len(self._scalars) - len(bundled.single)
+        self._constants = _constants_of(self._rest, placement)
         self._run = jax.jit(self._update, out_shardings=placement)
 
     def __call__(self, leaves: Sequence[Sequence[Any]], whole: Sequence[Any], shared: Sequence[jax.Array]) -> Updated:
         # Shards' rows are numpy views: the call takes them over in 5 us each, device_put in 45.
         with jax.transfer_guard_host_to_device("allow"):
             updated = Updated(*self._run(list(leaves), list(whole), list(shared), self._constants))
-        for variable, value in zip(self._cut.updated, updated.new_values, strict=True):
-            require_same_shape(variable, value.shape)
+        for slot, value in zip(self._bundled.updated, updated.new_values, strict=True):
+            if not isinstance(slot, Vector):
+                require_same_shape(slot, value.shape)
         return updated
 
     def compile(self, leaves: Sequence[Sequence[Any]], whole: Sequence[Any], shared: Sequence[jax.Array]) -> None:
@@ -181,14 +190,22 @@ class UpdateProgram:
             self._run.lower(list(leaves), list(whole), list(shared), self._constants).compile()
 
     def _update(self, leaves: Any, whole: list[Any], shared: list[Any], constants: list[Any]) -> Any:
+        bundled, rest = self._bundled, self._bundled.rest
         sums = [tree_sum([leaf.reshape(leaf.shape[1:]) for leaf in part], jnp.add) for part in leaves]
-        used = [value for value, is_used in zip(sums, self._used, strict=True) if is_used]
+        averages, state = Values(bundled.averages, sums), Values(bundled.shared, shared)
+        used = [averages[v] for v in rest.inputs if v in averages]
         with collect_checks() as checks:
-            results = [jnp.asarray(v) for v in self._lowered.trace([*used, *whole, *shared, *constants])]
+            results = self._rest.trace([*used, *whole, *(state[v] for v in rest.shared), *constants])
         self.checks = checks
-        count = len(results) - len(self._cut.updated)
-        new_values = results[count:]
-        return results[:count], new_values, _flags(checks)
+        results = [jnp.asarray(v) for v in results]
+        scalars = dict(zip(self._scalars, results[self._outputs :], strict=False))
+        arrays = dict(zip((*bundled.averages, *bundled.shared), (*sums, *shared), strict=True))
+        new_values = []
+        for bundle, rule in zip(bundled.bundles, self._rules, strict=True):
+            for row in bundle.rows:
+                operands = [*(arrays[row[role]] for role in bundle.reads), *(scalars[v] for v in bundle.scalars)]
+                new_values += rule.trace(operands)
+        return results[: self._outputs], [*new_values, *results[self._outputs + len(self._scalars) :]], _flags(checks)
 
 
 def _flags(checks: Sequence[Check]) -> list[Flag]:

@@ -15,17 +15,19 @@ from pytensor.printing import debugprint
 
 from theano_mgpu import devices, split
 from theano_mgpu.arguments import Argument, Signature, parse_inputs, without_implicit
+from theano_mgpu.bundles import bundled
 from theano_mgpu.cut import Cut, cut
 from theano_mgpu.devices import Context, Contexts
 from theano_mgpu.drawing import Running, diagram, draw
 from theano_mgpu.errors import NonFiniteError, UnsupportedGraphError
-from theano_mgpu.finite import is_finite
+from theano_mgpu.finite import are_finite, is_finite
 from theano_mgpu.gather.host import HostGather
 from theano_mgpu.gather.mesh import MeshGather
 from theano_mgpu.lowering.graph import lower
 from theano_mgpu.lowering.precision import Precision, named_precision
 from theano_mgpu.mirror import (
     Mirrors,
+    address_of,
     advanced,
     as_numpy,
     commit,
@@ -36,6 +38,7 @@ from theano_mgpu.mirror import (
     placed,
     read,
     require_mirrorable,
+    shapes_of,
 )
 from theano_mgpu.programs import DeviceProgram, ShardResults, Updated, UpdateProgram
 from theano_mgpu.specification import (
@@ -51,6 +54,7 @@ from theano_mgpu.specification import (
     with_givens,
 )
 from theano_mgpu.split import Round
+from theano_mgpu.vectors import parts_of, variables_of
 
 __all__ = ["Step", "function"]
 
@@ -159,22 +163,30 @@ class Step:
         self.nonfinite = nonfinite
         self.skipped = 0  # steps left out under nonfinite="skip"
         self._calls = 0
-        self._compiled: set[tuple[int, int]] = set()  # sizes and numbers of shards
         self._form = form
         self._signature = Signature(name, tuple(arguments), cut.split)
         self._on_device = update_on == "device"
         for variable in self.get_shared():
             require_mirrorable(variable)
         self._device_part = lower(cut.device, precision)
-        self._program = DeviceProgram(cut, self._device_part, contexts, reduced=self._on_device)
         self._mirrors = Mirrors(on_every(contexts))
         is_one_place = self._on_device or contexts.devices == [host_device()]
         self._update_mirrors = self._mirrors if is_one_place else Mirrors(on_host())
-        self._update = UpdateProgram(cut, lower(cut.host), self._update_mirrors.placement)
+        self._make_programs()
+
+    def _make_programs(self) -> None:
+        self._bundled = bundled(self.cut, shapes_of((*self.cut.host.shared, *self.cut.updated)))
+        self._program = DeviceProgram(
+            self.cut, self._device_part, self._bundled.averages, self.contexts, reduced=self._on_device
+        )
+        self._update = UpdateProgram(self._bundled, self._update_mirrors.placement)
+        self._compiled: set[tuple[int, int]] = set()  # sizes and numbers of shards
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One step; outputs come as numpy arrays. Nothing visible changes before the commit."""
         batch = self._signature.bind(args, kwargs)
+        if shapes_of(self._bundled.shapes) != self._bundled.shapes:  # a value of another shape was set
+            self._make_programs()
         with jax.enable_x64(True):
             turns = self._split(batch)
             shared = self._mirrors.arrays(self.cut.device.shared)
@@ -240,9 +252,9 @@ class Step:
         return self._update(leaves, *self._update_arguments(batch))
 
     def _update_arguments(self, batch: Mapping[Variable, np.ndarray]) -> tuple[list[Any], list[Any]]:
-        inputs = [batch[v] for v in self.cut.host.inputs if v in self.cut.whole]
+        inputs = [batch[v] for v in self._bundled.rest.inputs if v in self.cut.whole]
         whole = placed(inputs, self._update_mirrors.placement)
-        return whole, self._update_mirrors.arrays(self.cut.host.shared)
+        return whole, self._update_mirrors.arrays(self._bundled.shared)
 
     def _check(self, results: list[ShardResults], updated: Updated) -> None:
         """Raise what the devices found wrong with the data; nothing has changed yet."""
@@ -259,12 +271,18 @@ class Step:
     def _new_values(
         self, turns: list[Round], updated: Updated, batch: Mapping[Variable, np.ndarray]
     ) -> list[np.ndarray] | None:
-        """The updated variables' new values on the host; None for a step that is skipped."""
-        taken = {read(v).ctypes.data for v in self.cut.host.shared if isinstance(read(v), np.ndarray)}
+        """The new values on the host, an array a slot; None for a step that is skipped."""
+        taken = {address_of(read(v)) for v in self.cut.host.shared if isinstance(read(v), np.ndarray)}
         new_values = [as_numpy(array, taken) for array in updated.new_values]
         if self.nonfinite == "ignore":
             return new_values
-        bad = [v for v, value in zip(self.cut.updated, new_values, strict=True) if not is_finite(value)]
+        bad = [
+            variable
+            for slot, array, ok in zip(self._bundled.updated, new_values, are_finite(new_values), strict=True)
+            if not ok
+            for variable, value in zip(variables_of(slot), parts_of(slot, array), strict=True)
+            if not is_finite(value)
+        ]
         if bad and self.nonfinite == "raise":
             raise NonFiniteError(self._non_finite(turns, bad, batch))
         return None if bad else new_values
@@ -280,7 +298,7 @@ class Step:
         )
 
     def _non_finite_shards(self, turns: list[Round], batch: Mapping[Variable, np.ndarray]) -> list[int]:
-        program = DeviceProgram(self.cut, self._device_part, self.contexts, reduced=False)
+        program = DeviceProgram(self.cut, self._device_part, self._bundled.averages, self.contexts, reduced=False)
         shared = self._mirrors.arrays(self.cut.device.shared)
         found = []
         for turn in turns:
@@ -300,10 +318,12 @@ class Step:
         if new_values is None:
             self.skipped += 1
             return
-        self._mirrors.drop(self.cut.updated)
-        for variable, value, array in zip(self.cut.updated, new_values, updated.new_values, strict=True):
-            commit(variable, value)
-            self._update_mirrors.keep(variable, value, array)
+        self._mirrors.drop((*self.cut.updated, *self._bundled.updated))
+        for slot, new_value, array in zip(self._bundled.updated, new_values, updated.new_values, strict=True):
+            parts = parts_of(slot, new_value)
+            for variable, value in zip(variables_of(slot), parts, strict=True):
+                commit(variable, value)
+            self._update_mirrors.keep(slot, parts, new_value, array)
         for variable in self.cut.generators:
             commit(variable, advanced(read(variable)))
 
