@@ -43,7 +43,15 @@ __all__ = ["Lowered", "Shard", "lower"]
 _REWRITES = optdb.query(
     RewriteDatabaseQuery(
         include=["merge", "canonicalize", "stabilize", "jax"],
-        exclude=["cxx_only", "BlasOpt", "local_careduce_fusion", "scan_reduce_trace_prealloc", "inplace"],
+        exclude=[
+            "cxx_only",
+            "BlasOpt",
+            "local_careduce_fusion",
+            "scan_reduce_trace_prealloc",
+            "inplace",
+            # Looks for the shape of what it broadcasts through the whole network: a quarter of ResNet-50's rewriting.
+            "local_second_to_alloc",
+        ],
     )
 )
 # Larger constants travel as arguments: XLA folds constants it can see, slowly (pytensor issue 1224).
