@@ -197,9 +197,7 @@ def _family(
 
     def number_of(variable: Variable) -> int:
         if variable not in numbers:
-            numbers[variable] = -1
-            entry = described(variable)
-            rule.append(entry)
+            rule.append(described(variable))
             numbers[variable] = len(rule)
         return numbers[variable]
 
@@ -228,16 +226,11 @@ def _bundle(families: list[_Family], new_values: Mapping[SharedVariable, Variabl
     vectors = [inputs[first.roles[i]] for i in reads]
     scalars = dict.fromkeys(first.scalars.values())
     rule = Program((*vectors, *(inputs[scalar] for scalar in scalars)), (), tuple(outputs))
-    rows = []
-    for group in _groups(families, shapes):
-        of = [shapes[family.updated[0]] for family in group]
-        rows.append(
-            tuple(
-                Vector({family.roles[i]: shape for family, shape in zip(group, of, strict=True)})
-                for i in range(len(first.roles))
-            )
-        )
-    return Bundle(rule, reads, writes, tuple(scalars), tuple(rows))
+    rows = tuple(
+        tuple(Vector({f.roles[i]: shapes[f.updated[0]] for f in group}) for i in range(len(first.roles)))
+        for group in _groups(families, shapes)
+    )
+    return Bundle(rule, reads, writes, tuple(scalars), rows)
 
 
 def _for_vectors(expressions: Iterable[Variable], family: _Family) -> tuple[list[Variable], dict[Variable, Variable]]:
@@ -246,16 +239,13 @@ def _for_vectors(expressions: Iterable[Variable], family: _Family) -> tuple[list
     inputs |= {v: pt.scalar(v.name, dtype=v.type.dtype) for v in family.scalars.values()}
     built: dict[Variable, Variable] = {}
 
+    def scalar(number: Variable) -> Variable:
+        return pt.constant(number.data.reshape(())) if isinstance(number, Constant) else inputs[family.scalars[number]]
+
     def build(variable: Variable) -> Variable:
         if variable not in built:
             if _is_scalar(variable):
-                number = _number(variable)
-                value = (
-                    pt.constant(number.data.reshape(()))
-                    if isinstance(number, Constant)
-                    else inputs[family.scalars[number]]
-                )
-                built[variable] = value.dimshuffle("x")
+                built[variable] = scalar(_number(variable)).dimshuffle("x")
             elif variable.owner is None:
                 built[variable] = inputs[variable]
             else:
