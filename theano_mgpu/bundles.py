@@ -159,7 +159,7 @@ def _operands(variable: SharedVariable, new_value: Variable, known: set[Variable
             continue
         seen.add(operand)
         if operand.owner is not None and isinstance(operand.owner.op, Elemwise) and len(operand.owner.outputs) == 1:
-            stack.extend(reversed(operand.owner.inputs))
+            stack.extend(operand.owner.inputs)
         elif operand in known and getattr(operand.type, "broadcastable", ()) == broadcastable:
             found.append(operand)
         else:

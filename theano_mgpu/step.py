@@ -27,7 +27,6 @@ from theano_mgpu.lowering.graph import lower
 from theano_mgpu.lowering.precision import Precision, named_precision
 from theano_mgpu.mirror import (
     Mirrors,
-    address_of,
     advanced,
     as_numpy,
     commit,
@@ -169,12 +168,13 @@ class Step:
         for variable in self.get_shared():
             require_mirrorable(variable)
         self._device_part = lower(cut.device, precision)
-        self._mirrors = Mirrors(on_every(contexts))
-        is_one_place = self._on_device or contexts.devices == [host_device()]
-        self._update_mirrors = self._mirrors if is_one_place else Mirrors(on_host())
         self._make_programs()
 
     def _make_programs(self) -> None:
+        """For the shapes that shared variables have now. New mirrors too: old ones hold vectors of other shapes."""
+        self._mirrors = Mirrors(on_every(self.contexts))
+        is_one_place = self._on_device or self.contexts.devices == [host_device()]
+        self._update_mirrors = self._mirrors if is_one_place else Mirrors(on_host())
         self._bundled = bundled(self.cut, shapes_of((*self.cut.host.shared, *self.cut.updated)))
         self._program = DeviceProgram(
             self.cut, self._device_part, self._bundled.averages, self.contexts, reduced=self._on_device
@@ -272,7 +272,7 @@ class Step:
         self, turns: list[Round], updated: Updated, batch: Mapping[Variable, np.ndarray]
     ) -> list[np.ndarray] | None:
         """The new values on the host, an array a slot; None for a step that is skipped."""
-        taken = {address_of(read(v)) for v in self.cut.host.shared if isinstance(read(v), np.ndarray)}
+        taken = {read(v).ctypes.data for v in self.cut.host.shared if isinstance(read(v), np.ndarray)}
         new_values = [as_numpy(array, taken) for array in updated.new_values]
         if self.nonfinite == "ignore":
             return new_values

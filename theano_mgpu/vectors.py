@@ -28,9 +28,6 @@ class Vector:
             start += -(-size // step) * step
         self.size = start
 
-    def __contains__(self, variable: Variable) -> bool:
-        return variable in self.shapes
-
     def __iter__(self) -> Iterator[Variable]:
         return iter(self.shapes)
 
@@ -74,9 +71,8 @@ def parts_of(slot: Slot, array: Any) -> list[Any]:
 def slots_of(variables: Sequence[Variable], vectors: Sequence[Vector]) -> list[Slot]:
     """The vectors that hold some of the variables, then the variables that are in none."""
     holders = {variable: vector for vector in vectors for variable in vector}
-    return list(
-        dict.fromkeys([*(holders[v] for v in variables if v in holders), *(v for v in variables if v not in holders)])
-    )
+    held = dict.fromkeys(holders[v] for v in variables if v in holders)
+    return [*held, *(v for v in variables if v not in holders)]
 
 
 def joined(slots: Sequence[Slot], values: Mapping[Variable, Any], xp: Any = np) -> list[Any]:
