@@ -44,13 +44,14 @@ class Gather:
         with jax.enable_x64(True):
             self._turns = self.step._split(self._batch)
             shared = self.step._mirrors.arrays(self.step.cut.device.shared)
-            self._results = self.step._run(self._turns, self._batch, shared)
+            self._results = list(self.step._run(self._turns, self._batch, shared))
         jax.block_until_ready([result.values for result in self._results])
 
     def __call__(self) -> None:
         step, turns = self.step, self._turns
         with jax.enable_x64(True):
-            updated = step._apply(step._gather(turns, self._results), self._batch)
+            leaves, _ = step._gather(turns, self._results)
+            updated = step._apply(leaves, self._batch)
             step._commit(updated, step._new_values(turns, updated, self._batch))
 
 

@@ -32,6 +32,7 @@ ROOMS = [
     "split",
     "gather",
     "programs",
+    "launch",
     "finite",
     "arguments",
     "specification",

@@ -25,7 +25,7 @@ from theano_mgpu.mirror import AXIS, mesh_of, on_each, on_every, placed
 from theano_mgpu.split import Round
 from theano_mgpu.vectors import Slot, Values, Vector, joined
 
-__all__ = ["DeviceProgram", "ShardResults", "UpdateProgram", "Updated"]
+__all__ = ["DeviceProgram", "Report", "ShardResults", "UpdateProgram", "Updated"]
 
 _MUCH_MEMORY = 64 * 2**20  # whose clearing takes longer than to ask for huge pages
 
@@ -35,12 +35,19 @@ Flag = tuple[jax.Array, dict[str, jax.Array]]  # whether a check passed, and the
 
 
 @dataclass(frozen=True)
+class Report:
+    """What one round computed for the caller alone."""
+
+    per_example: list[jax.Array]
+    checks: list[Flag]
+
+
+@dataclass(frozen=True)
 class ShardResults:
     """What one round computed. ``values`` have a row for each device's shard, weighted, or one row, their sum."""
 
     values: list[jax.Array]
-    per_example: list[jax.Array]
-    checks: list[Flag]
+    report: Report
 
 
 class DeviceProgram:
@@ -64,6 +71,7 @@ class DeviceProgram:
         self._batch_axis_checked = False
         self._temporary_bytes = 0  # that a call takes on each device
         self.checks: list[Check] = []
+        self.values_like: list[jax.ShapeDtypeStruct] = []  # the shapes of a round's values
         inputs = [_EACH if split else _SAME for split in self._split]
         mapped = jax.shard_map(
             self._part,
@@ -80,21 +88,19 @@ class DeviceProgram:
             values, per_example, checks = self._run(*arguments)
         if self._temporary_bytes > _MUCH_MEMORY and self._contexts.platform == "cpu":
             map_in_huge_pages(len(self._contexts), self._temporary_bytes)
-        return ShardResults(values, per_example, checks)
+        return ShardResults(values, Report(per_example, checks))
 
-    def lower(
-        self, turn: Round, inputs: Sequence[Any], shared: Sequence[jax.Array]
-    ) -> tuple[list[jax.ShapeDtypeStruct], Callable[[], None]]:
-        """All of a first call that needs Python: the shapes of the round's values, and what compiles the program."""
+    def lower(self, turn: Round, inputs: Sequence[Any], shared: Sequence[jax.Array]) -> Callable[[], None]:
+        """All of a first call that needs Python, ``values_like`` with it; what is returned compiles the program."""
         with jax.transfer_guard_host_to_device("allow"):
             lowered = self._run.lower(*self._checked_arguments(turn, inputs, shared))
-        values, _, _ = lowered.out_info
+        self.values_like, _, _ = lowered.out_info
 
         def compile_program() -> None:
             memory = lowered.compile().memory_analysis()
             self._temporary_bytes = max(self._temporary_bytes, memory.temp_size_in_bytes)
 
-        return values, compile_program
+        return compile_program
 
     def _checked_arguments(self, turn: Round, inputs: Sequence[Any], shared: Sequence[jax.Array]) -> tuple[Any, ...]:
         weights = self._one_each(turn.weights, np.float64)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from theano_mgpu.errors import NonFiniteError, UnsupportedGraphError
 from theano_mgpu.finite import are_finite, is_finite
 from theano_mgpu.gather.host import HostGather
 from theano_mgpu.gather.mesh import MeshGather
+from theano_mgpu.launch import launched_ahead
 from theano_mgpu.lowering.graph import lower
 from theano_mgpu.lowering.precision import Precision, named_precision
 from theano_mgpu.mirror import (
@@ -39,7 +41,7 @@ from theano_mgpu.mirror import (
     require_mirrorable,
     shapes_of,
 )
-from theano_mgpu.programs import DeviceProgram, ShardResults, Updated, UpdateProgram
+from theano_mgpu.programs import DeviceProgram, Report, ShardResults, Updated, UpdateProgram
 from theano_mgpu.specification import (
     Form,
     check_used,
@@ -180,7 +182,8 @@ class Step:
             self.cut, self._device_part, self._bundled.averages, self.contexts, reduced=self._on_device
         )
         self._update = UpdateProgram(self._bundled, self._update_mirrors.placement)
-        self._compiled: set[tuple[int, int]] = set()  # sizes and numbers of shards
+        self._compiled_sizes: set[int] = set()  # of shards
+        self._compiled_leaves: set[int | None] = set()  # of one round, or None for several rounds' sum
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One step; outputs come as numpy arrays. Nothing visible changes before the commit."""
@@ -190,13 +193,12 @@ class Step:
         with jax.enable_x64(True):
             turns = self._split(batch)
             shared = self._mirrors.arrays(self.cut.device.shared)
-            results = self._run(turns, batch, shared)
-            leaves = self._gather(turns, results)
+            leaves, reports = self._gather(turns, self._run(turns, batch, shared))
             updated = self._apply(leaves, batch)
-            self._check(results, updated)
+            self._check(reports, updated)
             self._calls += 1
             new_values = self._new_values(turns, updated, batch)
-            outputs = self._outputs(turns, results, updated)
+            outputs = self._outputs(turns, reports, updated)
             self._commit(updated, new_values)
         return self._form.filled(outputs)
 
@@ -212,26 +214,36 @@ class Step:
             )
         return turns
 
-    def _run(self, turns: list[Round], batch: Mapping[Variable, np.ndarray], shared: list[Any]) -> list[ShardResults]:
+    def _run(
+        self, turns: list[Round], batch: Mapping[Variable, np.ndarray], shared: list[Any]
+    ) -> Iterator[ShardResults]:
         try:
-            if len(turns) == 1 and (turns[0].size, turns[0].live) not in self._compiled:
-                self._compile(turns[0], batch, shared)
-            return [self._program(turn, self._placed(turn, batch), shared) for turn in turns]
+            self._compile(turns, batch, shared)
+            yield from launched_ahead([partial(self._launch, turn, batch, shared) for turn in turns], self.contexts)
         except UnsupportedGraphError:
             raise
         except ValueError as error:  # shapes that do not fit are found while the graph is traced
             raise ValueError(f"{self.name}(): {error} The inputs were {self._signature.described(batch)}.") from error
 
-    def _compile(self, turn: Round, batch: Mapping[Variable, np.ndarray], shared: list[Any]) -> None:
+    def _launch(self, turn: Round, batch: Mapping[Variable, np.ndarray], shared: list[Any]) -> ShardResults:
+        with jax.enable_x64(True):  # not inherited by threads
+            return self._program(turn, self._placed(turn, batch), shared)
+
+    def _compile(self, turns: list[Round], batch: Mapping[Variable, np.ndarray], shared: list[Any]) -> None:
         """Both programs at once, ahead of their first calls: compiled one by one, they leave cores idle."""
-        values, compile_device_program = self._program.lower(turn, self._placed(turn, batch), shared)
-        gather = MeshGather if self._on_device else HostGather
-        leaves = gather.leaves_like(values, turn.live, self.contexts)
+        new = {turn.size: turn for turn in turns if turn.size not in self._compiled_sizes}
+        leaves = None if len(turns) > 1 else turns[0].live
+        if not new and leaves in self._compiled_leaves:
+            return
+        compilations = [self._program.lower(turn, self._placed(turn, batch), shared) for turn in new.values()]
+        leaves_like = self._new_gather(turns).leaves_like(self._program.values_like, turns[0].live, self.contexts)
         with ThreadPoolExecutor(1) as pool:
             # What is wrong with the update rule, its call will say.
-            pool.submit(self._update.compile, leaves, *self._update_arguments(batch))
-            compile_device_program()
-        self._compiled.add((turn.size, turn.live))
+            pool.submit(self._update.compile, leaves_like, *self._update_arguments(batch))
+            for compile_program in compilations:
+                compile_program()
+        self._compiled_sizes.update(new)
+        self._compiled_leaves.add(leaves)
 
     def _placed(self, turn: Round, batch: Mapping[Variable, np.ndarray]) -> list[Any]:
         """The device part's inputs for a round: split ones a shard each, the others whole."""
@@ -242,11 +254,17 @@ class Step:
         whole = iter(placed([batch[v] for v in inputs if v in self.cut.whole], self._mirrors.placement))
         return [next(parts if v in self.cut.split else whole) for v in inputs]
 
-    def _gather(self, turns: list[Round], results: list[ShardResults]) -> list[list[Any]]:
-        gather = MeshGather() if self._on_device else HostGather(len(turns))
+    def _gather(self, turns: list[Round], results: Iterable[ShardResults]) -> tuple[list[list[Any]], list[Report]]:
+        """What is left to be summed by the update, and what else the rounds gave: no round's gradients stay."""
+        gather = self._new_gather(turns)
+        reports = []
         for turn, result in zip(turns, results, strict=True):
             gather.add(result.values, turn.live)
-        return gather.leaves()
+            reports.append(result.report)
+        return gather.leaves(), reports
+
+    def _new_gather(self, turns: list[Round]) -> HostGather | MeshGather:
+        return MeshGather() if self._on_device else HostGather(len(turns))
 
     def _apply(self, leaves: list[list[Any]], batch: Mapping[Variable, np.ndarray]) -> Updated:
         return self._update(leaves, *self._update_arguments(batch))
@@ -256,17 +274,17 @@ class Step:
         whole = placed(inputs, self._update_mirrors.placement)
         return whole, self._update_mirrors.arrays(self._bundled.shared)
 
-    def _check(self, results: list[ShardResults], updated: Updated) -> None:
+    def _check(self, reports: list[Report], updated: Updated) -> None:
         """Raise what the devices found wrong with the data; nothing has changed yet."""
-        reports = [(self._program.checks, result.checks) for result in results]
-        for checks, flags in [*reports, (self._update.checks, updated.checks)]:
+        found = [(self._program.checks, report.checks) for report in reports]
+        for checks, flags in [*found, (self._update.checks, updated.checks)]:
             for check, (ok, details) in zip(checks, flags, strict=True):
                 passed = fetched([ok])[0]
                 if not passed.all():
                     shard = int(np.argmin(passed))
                     values = fetched(list(details.values()))
-                    found = {name: value[shard] for name, value in zip(details, values, strict=True)}
-                    raise check.error(f"{self.name}(): {check.message.format(**found)}")
+                    shown = {name: value[shard] for name, value in zip(details, values, strict=True)}
+                    raise check.error(f"{self.name}(): {check.message.format(**shown)}")
 
     def _new_values(
         self, turns: list[Round], updated: Updated, batch: Mapping[Variable, np.ndarray]
@@ -307,9 +325,9 @@ class Step:
             found += [turn.shards[i] for i in range(turn.live) if not all(np.isfinite(row[i]).all() for row in rows)]
         return found
 
-    def _outputs(self, turns: list[Round], results: list[ShardResults], updated: Updated) -> list[np.ndarray]:
+    def _outputs(self, turns: list[Round], reports: list[Report], updated: Updated) -> list[np.ndarray]:
         live = [turn.live * turn.size for turn in turns]  # rows of devices that only repeat a shard come last
-        rows = [[value[:n] for value in fetched(r.per_example)] for r, n in zip(results, live, strict=True)]
+        rows = [[value[:n] for value in fetched(r.per_example)] for r, n in zip(reports, live, strict=True)]
         per_example = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
         single = [np.array(output) for output in fetched(updated.outputs)]
         return [(per_example if o.per_example else single)[o.index] for o in self.cut.outputs]

@@ -36,13 +36,12 @@ class HostGather:
             else:
                 self._single.append(leaf)
 
-    @staticmethod
     def leaves_like(
-        values: Sequence[jax.ShapeDtypeStruct], live: int, contexts: Contexts
+        self, values: Sequence[jax.ShapeDtypeStruct], live: int, contexts: Contexts
     ) -> list[list[jax.ShapeDtypeStruct]]:
-        """What ``leaves`` gives of one round's ``values``, before there are any."""
+        """What ``leaves`` gives after rounds of such ``values``, before there are any."""
         stay = contexts.devices == [host_device()]
-        placement, copies = (on_each(contexts), 1) if stay else (None, live)
+        placement, copies = (on_each(contexts), 1) if stay else (None, 1 if self._several else live)
         return [[jax.ShapeDtypeStruct((1, *v.shape[1:]), v.dtype, sharding=placement)] * copies for v in values]
 
     def leaves(self) -> list[list[Any]]:

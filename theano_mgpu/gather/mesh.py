@@ -22,11 +22,10 @@ class MeshGather:
     def add(self, values: Sequence[jax.Array], live: int) -> None:
         self._sum.push(list(values))
 
-    @staticmethod
     def leaves_like(
-        values: Sequence[jax.ShapeDtypeStruct], live: int, contexts: Contexts
+        self, values: Sequence[jax.ShapeDtypeStruct], live: int, contexts: Contexts
     ) -> list[list[jax.ShapeDtypeStruct]]:
-        """What ``leaves`` gives of one round's ``values``, before there are any."""
+        """What ``leaves`` gives after rounds of such ``values``, before there are any."""
         return [[jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=on_every(contexts))] for v in values]
 
     def leaves(self) -> list[list[jax.Array]]:

@@ -1,0 +1,55 @@
+"""Rounds launched a little ahead of the use of their results: devices stay busy, and memory does not fill."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+
+from theano_mgpu.devices import Contexts
+from theano_mgpu.programs import ShardResults
+
+__all__ = ["launched_ahead"]
+
+_AHEAD = 2  # rounds that may wait or run while the one before them is used
+
+Launch = Callable[[], ShardResults]
+
+
+def launched_ahead(rounds: Sequence[Launch], contexts: Contexts) -> Iterator[ShardResults]:
+    """The rounds' results in order. A launch returns at once; what a single round gives may still be computed."""
+    launched: deque[ShardResults] = deque()
+    for launch, launcher in zip(rounds, itertools.cycle(_launchers(contexts)), strict=False):
+        launched.append(launcher(launch))
+        if len(launched) > _AHEAD:
+            yield _ready(launched.popleft())
+    yield from launched
+
+
+def _launchers(contexts: Contexts) -> Sequence[Callable[[Launch], ShardResults]]:
+    """A simulated device runs what one thread launches in turn, and leaves a part of the cores idle; so use two.
+
+    ResNet-20's eight rounds take 1.0 s instead of 1.4 on two cores.
+    """
+    if len(contexts) > 1 or contexts.platform != "cpu" or len(os.sched_getaffinity(0)) == 1:
+        return [lambda launch: launch()]
+    return [functools.partial(_launched_by, thread) for thread in _threads()]
+
+
+def _launched_by(thread: ThreadPoolExecutor, launch: Launch) -> ShardResults:
+    return thread.submit(launch).result()
+
+
+def _ready(results: ShardResults) -> ShardResults:
+    jax.block_until_ready((results.values, results.report.per_example))
+    return results
+
+
+@functools.cache
+def _threads() -> list[ThreadPoolExecutor]:
+    return [ThreadPoolExecutor(1, thread_name_prefix="theano_mgpu launch") for _ in range(2)]
