@@ -18,4 +18,5 @@ def relu(x: Any) -> TensorVariable:
     """
     x = pt.as_tensor_variable(x)
     # The gradient of maximum(x, 0) would be 1 at 0; `x > 0` would turn NaN to 0.
-    return pt.switch(x <= 0, np.zeros((), dtype=x.type.dtype), x)
+    zero = np.zeros((1,) * x.type.ndim, dtype=x.type.dtype)
+    return pt.switch(x <= zero, zero, x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -133,18 +134,25 @@ def _number(rule: str, name: str, value: Number) -> float | None:
     )
 
 
-def cast(value: Number, dtype: str) -> TensorVariable:
-    """``value`` as a scalar of ``dtype``: a bare 1e-6 would make a float32 expression float64."""
+def cast(value: Number, like: TensorVariable) -> TensorVariable:
+    """``value`` in the dtype of ``like`` (a bare 1e-6 would make a float32 expression float64), for all its entries."""
+    dtype, ndim = like.type.dtype, like.type.ndim
     if isinstance(value, Variable):
         return value.astype(dtype)
-    return pt.constant(np.asarray(value, dtype=dtype))
+    return _constant(np.asarray(value, dtype=dtype).item(), dtype, ndim)
 
 
-def one_minus(value: Number, dtype: str) -> TensorVariable:
+def one_minus(value: Number, like: TensorVariable) -> TensorVariable:
     """``1 - value``, subtracted before rounding where it is a number: 1 - 0.999 in float32 is off by 5e-5."""
     if isinstance(value, Variable):
-        return 1 - cast(value, dtype)
-    return cast(1 - float(value), dtype)
+        return 1 - cast(value, like)
+    return cast(1 - float(value), like)
+
+
+@functools.lru_cache(maxsize=256)
+def _constant(value: float, dtype: str, ndim: int) -> TensorVariable:
+    """With the axes at once: PyTensor would give them to a number by a node of its own in every expression."""
+    return pt.constant(np.full((1,) * ndim, value, dtype=dtype))
 
 
 def decays(param: SharedVariable) -> bool:

@@ -57,12 +57,16 @@ def apply_momentum(
     check_non_negative("apply_momentum", learning_rate=learning_rate)
     check_fractions("apply_momentum", momentum=momentum)
     updates, params = _updates_and_params("apply_momentum", updates, params)
-    for param in params:
+    return updates | with_momentum({param: _step(param, updates[param]) for param in params}, momentum, learning_rate)
+
+
+def with_momentum(steps: Updates, momentum: Number, learning_rate: Number) -> Updates:
+    """The updates of ``apply_momentum``; ``steps`` has the step down for each parameter."""
+    updates: Updates = {}
+    for param, step in steps.items():
         velocity = state(param, "velocity")
-        dtype = param.type.dtype
-        new_velocity = cast(momentum, dtype) * velocity + _step(param, updates[param])
-        updates[velocity] = new_velocity
-        updates[param] = param - cast(learning_rate, dtype) * new_velocity
+        updates[velocity] = cast(momentum, param) * velocity + step
+        updates[param] = param - cast(learning_rate, param) * updates[velocity]
     return updates
 
 
@@ -82,13 +86,16 @@ def apply_nesterov(
     check_non_negative("apply_nesterov", learning_rate=learning_rate)
     check_fractions("apply_nesterov", momentum=momentum)
     updates, params = _updates_and_params("apply_nesterov", updates, params)
-    for param in params:
-        velocity = state(param, "velocity")
-        rate, inertia = cast(learning_rate, param.type.dtype), cast(momentum, param.type.dtype)
-        step = _step(param, updates[param])
-        new_velocity = inertia * velocity + step
-        updates[velocity] = new_velocity
-        updates[param] = param - rate * (inertia * new_velocity + step)
+    return updates | with_nesterov({param: _step(param, updates[param]) for param in params}, momentum, learning_rate)
+
+
+def with_nesterov(steps: Updates, momentum: Number, learning_rate: Number) -> Updates:
+    """The updates of ``apply_nesterov``; ``steps`` has the step down for each parameter."""
+    updates: Updates = {}
+    for param, step in steps.items():
+        velocity, inertia = state(param, "velocity"), cast(momentum, param)
+        updates[velocity] = inertia * velocity + step
+        updates[param] = param - cast(learning_rate, param) * (inertia * updates[velocity] + step)
     return updates
 
 
@@ -131,7 +138,7 @@ def apply_weight_decay(
     params = check_params("apply_weight_decay", params)
     gradients = check_gradients("apply_weight_decay", loss_or_grads, params)
     return [
-        gradient + cast(weight_decay, param.type.dtype) * param if decays(param) else gradient
+        gradient + cast(weight_decay, param) * param if decays(param) else gradient
         for gradient, param in zip(gradients, params, strict=True)
     ]
 
@@ -160,7 +167,7 @@ def clip_by_global_norm(grads: Sequence[TensorVariable], max_norm: Number) -> li
         return []
     norm = pt.sqrt(pt.add(*[pt.sum(pt.sqr(gradient)) for gradient in grads]))
     # The scale is at least as precise as the widest gradient, and cast to each one's dtype.
-    scale = pt.minimum(cast(1, norm.dtype), cast(max_norm, norm.dtype) / (norm + cast(1e-6, norm.dtype)))
+    scale = pt.minimum(cast(1, norm), cast(max_norm, norm) / (norm + cast(1e-6, norm)))
     return [gradient * scale.astype(gradient.dtype) for gradient in grads]
 
 
@@ -200,5 +207,5 @@ def ema(
         shadow = pytensor.shared(value, name=f"{param.name or 'param'}.ema", shape=param.type.shape)
         new_value = param.type.filter_variable(updates.get(param, param).astype(dtype))
         shadows[param] = shadow
-        shadow_updates[shadow] = cast(decay, dtype) * shadow + one_minus(decay, dtype) * new_value
+        shadow_updates[shadow] = cast(decay, param) * shadow + one_minus(decay, param) * new_value
     return ShadowUpdates(shadow_updates, shadows)

@@ -25,7 +25,7 @@ from theano_mgpu.updates.arguments import (
     one_minus,
     state,
 )
-from theano_mgpu.updates.composition import apply_momentum, apply_nesterov
+from theano_mgpu.updates.composition import with_momentum, with_nesterov
 
 __all__ = ["adadelta", "adagrad", "adam", "adamw", "lamb", "lars", "momentum", "nesterov", "rmsprop", "sgd"]
 
@@ -41,8 +41,7 @@ def sgd(loss_or_grads: Any, params: Params, learning_rate: Number) -> Updates:
     params = check_params("sgd", params)
     gradients = check_gradients("sgd", loss_or_grads, params)
     return {
-        param: param - cast(learning_rate, param.type.dtype) * gradient
-        for param, gradient in zip(params, gradients, strict=True)
+        param: param - cast(learning_rate, param) * gradient for param, gradient in zip(params, gradients, strict=True)
     }
 
 
@@ -61,7 +60,7 @@ def momentum(loss_or_grads: Any, params: Params, learning_rate: Number, momentum
     check_fractions("momentum", momentum=momentum)
     params = check_params("momentum", params)
     gradients = check_gradients("momentum", loss_or_grads, params)
-    return apply_momentum(sgd(gradients, params, 1.0), params, momentum, learning_rate)
+    return with_momentum(dict(zip(params, gradients, strict=True)), momentum, learning_rate)
 
 
 def nesterov(loss_or_grads: Any, params: Params, learning_rate: Number, momentum: Number = 0.9) -> Updates:
@@ -78,7 +77,7 @@ def nesterov(loss_or_grads: Any, params: Params, learning_rate: Number, momentum
     check_fractions("nesterov", momentum=momentum)
     params = check_params("nesterov", params)
     gradients = check_gradients("nesterov", loss_or_grads, params)
-    return apply_nesterov(sgd(gradients, params, 1.0), params, momentum, learning_rate)
+    return with_nesterov(dict(zip(params, gradients, strict=True)), momentum, learning_rate)
 
 
 def adagrad(loss_or_grads: Any, params: Params, learning_rate: Number = 0.01, epsilon: Number = 1e-10) -> Updates:
@@ -93,11 +92,10 @@ def adagrad(loss_or_grads: Any, params: Params, learning_rate: Number = 0.01, ep
     params = check_params("adagrad", params)
     updates: Updates = {}
     for param, gradient in zip(params, check_gradients("adagrad", loss_or_grads, params), strict=True):
-        dtype = param.type.dtype
         sum_square = state(param, "sum_square")
         new_sum = sum_square + pt.sqr(gradient)
         updates[sum_square] = new_sum
-        updates[param] = param - cast(learning_rate, dtype) * gradient / (pt.sqrt(new_sum) + cast(epsilon, dtype))
+        updates[param] = param - cast(learning_rate, param) * gradient / (pt.sqrt(new_sum) + cast(epsilon, param))
     return updates
 
 
@@ -118,11 +116,10 @@ def rmsprop(
     params = check_params("rmsprop", params)
     updates: Updates = {}
     for param, gradient in zip(params, check_gradients("rmsprop", loss_or_grads, params), strict=True):
-        dtype = param.type.dtype
         mean_square = state(param, "mean_square")
-        new_mean = cast(rho, dtype) * mean_square + one_minus(rho, dtype) * pt.sqr(gradient)
+        new_mean = cast(rho, param) * mean_square + one_minus(rho, param) * pt.sqr(gradient)
         updates[mean_square] = new_mean
-        updates[param] = param - cast(learning_rate, dtype) * gradient / (pt.sqrt(new_mean) + cast(epsilon, dtype))
+        updates[param] = param - cast(learning_rate, param) * gradient / (pt.sqrt(new_mean) + cast(epsilon, param))
     return updates
 
 
@@ -143,14 +140,13 @@ def adadelta(
     params = check_params("adadelta", params)
     updates: Updates = {}
     for param, gradient in zip(params, check_gradients("adadelta", loss_or_grads, params), strict=True):
-        dtype = param.type.dtype
-        keep, add, small = cast(rho, dtype), one_minus(rho, dtype), cast(epsilon, dtype)
+        keep, add, small = cast(rho, param), one_minus(rho, param), cast(epsilon, param)
         mean_square, mean_square_step = state(param, "mean_square"), state(param, "mean_square_step")
         new_mean = keep * mean_square + add * pt.sqr(gradient)
         step = gradient * pt.sqrt(mean_square_step + small) / pt.sqrt(new_mean + small)
         updates[mean_square] = new_mean
         updates[mean_square_step] = keep * mean_square_step + add * pt.sqr(step)
-        updates[param] = param - cast(learning_rate, dtype) * step
+        updates[param] = param - cast(learning_rate, param) * step
     return updates
 
 
@@ -180,7 +176,7 @@ def adam(
     gradients = check_gradients("adam", loss_or_grads, params)
     directions, updates = _adam_directions(gradients, params, beta1, beta2, epsilon)
     for param, direction in zip(params, directions, strict=True):
-        updates[param] = param - cast(learning_rate, param.type.dtype) * direction
+        updates[param] = param - cast(learning_rate, param) * direction
     return updates
 
 
@@ -208,9 +204,9 @@ def adamw(
     gradients = check_gradients("adamw", loss_or_grads, params)
     directions, updates = _adam_directions(gradients, params, beta1, beta2, epsilon)
     for param, direction in zip(params, directions, strict=True):
-        rate = cast(learning_rate, param.type.dtype)
+        rate = cast(learning_rate, param)
         if decays(param):
-            direction = direction + cast(weight_decay, param.type.dtype) * param
+            direction = direction + cast(weight_decay, param) * param
         updates[param] = param - rate * direction
     return updates
 
@@ -241,12 +237,12 @@ def lars(
     scaled = []
     for param, gradient in zip(params, check_gradients("lars", loss_or_grads, params), strict=True):
         if decays(param):
-            decay = cast(weight_decay, param.type.dtype)
             size, slope = _norm(param), _norm(gradient)
-            local = _ratio_or_one(cast(trust, param.type.dtype) * size, slope + decay * size, pt.minimum(size, slope))
-            gradient = local * (gradient + decay * param)
+            decayed = slope + cast(weight_decay, size) * size
+            local = _ratio_or_one(cast(trust, size) * size, decayed, pt.minimum(size, slope))
+            gradient = local * (gradient + cast(weight_decay, param) * param)
         scaled.append(gradient)
-    return apply_momentum(sgd(scaled, params, 1.0), params, momentum, learning_rate)
+    return with_momentum(dict(zip(params, scaled, strict=True)), momentum, learning_rate)
 
 
 def lamb(
@@ -276,10 +272,10 @@ def lamb(
     directions, updates = _adam_directions(gradients, params, beta1, beta2, epsilon)
     for param, direction in zip(params, directions, strict=True):
         if decays(param):
-            direction = direction + cast(weight_decay, param.type.dtype) * param
+            direction = direction + cast(weight_decay, param) * param
             size, length = _norm(param), _norm(direction)
             direction = _ratio_or_one(size, length, pt.minimum(size, length)) * direction
-        updates[param] = param - cast(learning_rate, param.type.dtype) * direction
+        updates[param] = param - cast(learning_rate, param) * direction
     return updates
 
 
@@ -296,23 +292,23 @@ def _adam_directions(
     steps = pytensor.shared(np.asarray(0, dtype="int64"), name=f"{params[0].name or 'param'}.steps")
     directions, updates = [], {steps: steps + 1}
     for param, gradient in zip(params, gradients, strict=True):
-        dtype = param.type.dtype
         first, second = state(param, "first_moment"), state(param, "second_moment")
-        new_first = cast(beta1, dtype) * first + one_minus(beta1, dtype) * gradient
-        new_second = cast(beta2, dtype) * second + one_minus(beta2, dtype) * pt.sqr(gradient)
-        mean = new_first / _one_minus_power(beta1, steps + 1, dtype)
-        mean_square = new_second / _one_minus_power(beta2, steps + 1, dtype)
-        directions.append(mean / (pt.sqrt(mean_square) + cast(epsilon, dtype)))
+        new_first = cast(beta1, param) * first + one_minus(beta1, param) * gradient
+        new_second = cast(beta2, param) * second + one_minus(beta2, param) * pt.sqr(gradient)
+        count = (steps + 1).astype(param.type.dtype)
+        mean = new_first / _one_minus_power(beta1, count)
+        mean_square = new_second / _one_minus_power(beta2, count)
+        directions.append(mean / (pt.sqrt(mean_square) + cast(epsilon, param)))
         updates |= {first: new_first, second: new_second}
     return directions, updates
 
 
-def _one_minus_power(beta: Number, steps: TensorVariable, dtype: str) -> TensorVariable:
-    """``1 - beta^steps``, to the last digit also in float32, where 1 - 0.999 alone would be off by 5e-5."""
+def _one_minus_power(beta: Number, count: TensorVariable) -> TensorVariable:
+    """``1 - beta^count``, to the last digit also in float32, where 1 - 0.999 alone would be off by 5e-5."""
     if not isinstance(beta, Variable) and beta == 0:
-        return cast(1, dtype)
-    log_beta = pt.log(cast(beta, dtype)) if isinstance(beta, Variable) else cast(math.log(beta), dtype)
-    return -pt.expm1(steps.astype(dtype) * log_beta)
+        return cast(1, count)
+    log_beta = pt.log(cast(beta, count)) if isinstance(beta, Variable) else cast(math.log(beta), count)
+    return -pt.expm1(count * log_beta)
 
 
 def _norm(x: TensorVariable) -> TensorVariable:
@@ -321,6 +317,6 @@ def _norm(x: TensorVariable) -> TensorVariable:
 
 def _ratio_or_one(numerator: TensorVariable, denominator: TensorVariable, defined: TensorVariable) -> TensorVariable:
     """``numerator / denominator`` where ``defined`` is positive, else 1."""
-    one = cast(1, numerator.dtype)
+    one = cast(1, numerator)
     positive = pt.gt(defined, 0)
     return pt.switch(positive, numerator / pt.switch(positive, denominator, one), one)
