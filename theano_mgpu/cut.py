@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pytensor.compile.sharedvalue import SharedVariable
-from pytensor.graph.basic import Variable
+from pytensor.graph.basic import Variable, clone_get_equiv
 from pytensor.graph.replace import clone_replace
 from pytensor.graph.traversal import ancestors, toposort
 from pytensor.tensor.random.type import RandomType
@@ -122,7 +122,7 @@ def cut(
     frontier = _frontier(host_outputs)
     reductions = tuple(Reduction(v.owner.inputs[0], _placeholder(v), isinstance(v.owner.op, Average)) for v in frontier)
     placeholders = dict(zip(frontier, (r.placeholder for r in reductions), strict=True))
-    host_graph = tuple(clone_replace(host_outputs, replace=placeholders)) if host_outputs else ()
+    host_graph = _with_placeholders(host_outputs, placeholders)
     device_graph = _without_idle_averages((*(r.value for r in reductions), *per_example_outputs), split)
     reductions = tuple(replace(r, value=v) for r, v in zip(reductions, device_graph, strict=False))
     return Cut(
@@ -197,6 +197,13 @@ def _frontier(outputs: Sequence[Variable]) -> list[Variable]:
 
 def _placeholder(average: Variable) -> Variable:
     return average.type(name=average.name or average.owner.inputs[0].name)
+
+
+def _with_placeholders(outputs: Sequence[Variable], placeholders: Mapping[Variable, Variable]) -> tuple[Variable, ...]:
+    """``clone_replace``, in one pass instead of two."""
+    computed = [v for v in outputs if v.owner is not None]
+    clones = clone_get_equiv(placeholders, computed, copy_inputs=False, copy_orphans=False, memo=dict(placeholders))
+    return tuple(clones.get(v, v) for v in outputs)
 
 
 def program(inputs: Iterable[Variable], outputs: tuple[Variable, ...]) -> Program:
