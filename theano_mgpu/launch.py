@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -36,8 +37,8 @@ def _launchers(contexts: Contexts) -> Sequence[Callable[[Launch], ShardResults]]
 
     ResNet-20's eight rounds take 1.0 s instead of 1.4 on two cores.
     """
-    if len(contexts) > 1 or contexts.platform != "cpu" or len(os.sched_getaffinity(0)) == 1:
-        return [lambda launch: launch()]
+    if len(contexts) > 1 or contexts.platform != "cpu" or os.cpu_count() == 1:
+        return [operator.call]
     return [functools.partial(_launched_by, thread) for thread in _threads()]
 
 

@@ -183,7 +183,7 @@ class Step:
         )
         self._update = UpdateProgram(self._bundled, self._update_mirrors.placement)
         self._compiled_sizes: set[int] = set()  # of shards
-        self._compiled_leaves: set[int | None] = set()  # of one round, or None for several rounds' sum
+        self._compiled_sums: set[int | None] = set()  # of so many shards of one round, or None: of several rounds
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One step; outputs come as numpy arrays. Nothing visible changes before the commit."""
@@ -232,8 +232,8 @@ class Step:
     def _compile(self, turns: list[Round], batch: Mapping[Variable, np.ndarray], shared: list[Any]) -> None:
         """Both programs at once, ahead of their first calls: compiled one by one, they leave cores idle."""
         new = {turn.size: turn for turn in turns if turn.size not in self._compiled_sizes}
-        leaves = None if len(turns) > 1 else turns[0].live
-        if not new and leaves in self._compiled_leaves:
+        summed = None if len(turns) > 1 else turns[0].live
+        if not new and summed in self._compiled_sums:
             return
         compilations = [self._program.lower(turn, self._placed(turn, batch), shared) for turn in new.values()]
         leaves_like = self._new_gather(turns).leaves_like(self._program.values_like, turns[0].live, self.contexts)
@@ -243,7 +243,7 @@ class Step:
             for compile_program in compilations:
                 compile_program()
         self._compiled_sizes.update(new)
-        self._compiled_leaves.add(leaves)
+        self._compiled_sums.add(summed)
 
     def _placed(self, turn: Round, batch: Mapping[Variable, np.ndarray]) -> list[Any]:
         """The device part's inputs for a round: split ones a shard each, the others whole."""
