@@ -21,6 +21,7 @@ from theano_mgpu.gather.tree import tree_sum
 from theano_mgpu.host_memory import map_in_huge_pages
 from theano_mgpu.lowering.dispatch import Check, collect_checks
 from theano_mgpu.lowering.graph import Lowered, Shard, lower
+from theano_mgpu.lowering.xla_options import xla_options
 from theano_mgpu.mirror import AXIS, mesh_of, on_each, on_every, placed
 from theano_mgpu.split import Round
 from theano_mgpu.vectors import Slot, Values, Vector, joined
@@ -80,7 +81,7 @@ class DeviceProgram:
             out_specs=([_SAME if reduced else _EACH] * len(averages), _EACH, _EACH),
             check_vma=False,
         )
-        self._run = jax.jit(mapped)
+        self._run = jax.jit(mapped, compiler_options=xla_options(contexts.platform))
 
     def __call__(self, turn: Round, inputs: Sequence[Any], shared: Sequence[jax.Array]) -> ShardResults:
         arguments = self._checked_arguments(turn, inputs, shared)

@@ -1,13 +1,11 @@
 """Convolutions on a device: matrix products where they are faster, else XLA's convolutions.
 
 A 1x1 convolution as a product runs at 105 - 215 GF/s on 2 cores, as a convolution at 70 - 180; its filter gradient at
-83 - 190 as a product of two-dimensional arrays, at 28 - 96 as a convolution. The filter gradient of ResNet's 7x7 stem,
-on four images of 224 x 224, takes 65 ms as a convolution, 23 ms as seven products.
+83 - 190 as a product of two-dimensional arrays, at 28 - 96 as a convolution.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -22,9 +20,6 @@ from theano_mgpu.nn.convolution import Conv2d, Conv2dFilterGradient, Conv2dInput
 from theano_mgpu.nn.windows import Windows
 
 __all__: list[str] = []
-
-# Longer rows of a filter (columns times channels) have their gradient as a convolution on a CPU too.
-_LONGEST_ROW = 32
 
 
 @lowers(Conv2d)
@@ -58,26 +53,10 @@ def conv2d_filter_gradient(op: Conv2dFilterGradient, node: Any, **_: Any) -> Cal
         windows = op.windows(x.shape, w.shape)
         if _is_product(op, windows):
             return (_rows(_every_stride(x, windows)).T @ _rows(g))[None, None]
-
-        def as_convolution(x: jax.Array, g: jax.Array) -> jax.Array:
-            (gradient,) = jax.linear_transpose(lambda filters: _convolved(op, windows, x, filters), w)(g)
-            return gradient
-
-        if op.groups > 1 or x.shape[3] * windows.size[1] > _LONGEST_ROW:
-            return as_convolution(x, g)
-        as_products = functools.partial(_filter_gradient_as_products, windows)
-        return lax.platform_dependent(x, g, cpu=as_products, default=as_convolution)
+        (gradient,) = jax.linear_transpose(lambda filters: _convolved(op, windows, x, filters), w)(g)
+        return gradient
 
     return filter_gradient
-
-
-def _filter_gradient_as_products(windows: Windows, x: jax.Array, g: jax.Array) -> jax.Array:
-    """A matrix product for each row of the filter."""
-    rows, columns = windows.size
-    positions = list(slices(x, windows, 0))
-    read = [jnp.concatenate(positions[i * columns : (i + 1) * columns], axis=3) for i in range(rows)]
-    gradient = jnp.stack([_rows(row).T @ _rows(g) for row in read])
-    return gradient.reshape(rows, columns, x.shape[3], g.shape[3])
 
 
 def _is_product(op: Convolution, windows: Windows) -> bool:
