@@ -2,7 +2,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
+# Modules are compiled when they are first imported; compiling all of them is half of an installation.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable
 # JAX's CUDA plug-in is a large download: only where there is a GPU's driver.
 PACKAGE := .$(if $(shell command -v nvidia-smi 2>/dev/null),[cuda])
 
@@ -10,7 +11,7 @@ PACKAGE := .$(if $(shell command -v nvidia-smi 2>/dev/null),[cuda])
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make train    train ResNet-18 on the bundled photographs, about 5 minutes on two cores"
+	@echo "make train    train ResNet-18 on the bundled photographs, 4 to 5 minutes on two cores"
 	@echo "make test     format, lint, types and tests, those in the documentation included"
 	@echo "make install  only make the environment, .venv (PYTHON=python3.12 picks another Python)"
 	@echo "make clean    remove .venv, runs/ and what the tools left"
@@ -31,7 +32,7 @@ install: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "Python 3.11 or newer is needed, but $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
 		"Name a newer one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
-	@echo "making .venv with $$($(PYTHON) --version) and installing the package and what it needs, about a minute"
+	@echo "making .venv with $$($(PYTHON) --version) and installing the package and what it needs: half a minute, or a whole"
 	@$(PYTHON) -m venv .venv
 	@$(PIP) '$(PACKAGE)'
 	@touch $@

@@ -22,12 +22,12 @@ from rich.live import Live
 
 import theano_mgpu as tm
 
-STEPS = 72  # enough to name over 90 % of the validation crops
+STEPS = 80  # enough to name over 90 % of the validation crops
 
 
 def main(
     steps: int = STEPS,
-    batch_size: int = 12,
+    batch_size: int = 8,
     learning_rate: float = 1e-3,
     contexts: str | None = None,
     folder: str | Path = "runs/photographs/data",
@@ -47,7 +47,7 @@ def main(
     classes = tm.data.class_names(folder)
     console.print(f"{folder}: {len(classes)} classes, {len(train)} training and {len(val)} validation crops")
 
-    # The graph, as for one device. A shard has three images, few for batch norm: it looks at the whole batch (sync).
+    # The graph, as for one device. A shard has two images, few for batch norm: it looks at the whole batch (sync).
     store = tm.ParameterStore(seed=seed)
     images = pt.tensor("images", shape=(None, image_size, image_size, 3), dtype="uint8")
     labels = pt.vector("labels", dtype="int32")
@@ -101,7 +101,7 @@ def main(
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--batch-size", type=int, default=12)
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--contexts", help="such as cuda:0,1 or cpu:4; default: the GPUs, else cpu:4")
     parser.add_argument(
