@@ -45,6 +45,12 @@ def test_one_simulated_device_runs_two_rounds_at_a_time(eight):
     assert first == third != second == fourth
 
 
+def test_a_single_round_is_launched_at_once(eight):
+    launched = []
+    list(launched_ahead(rounds(1, launched), eight[:1]))
+    assert launched == [(0, threading.get_ident())]
+
+
 def test_several_devices_are_launched_by_one_thread(eight):
     """Which keeps their averages in one order everywhere."""
     launched = []

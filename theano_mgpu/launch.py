@@ -24,6 +24,9 @@ Launch = Callable[[], ShardResults]
 
 def launched_ahead(rounds: Sequence[Launch], contexts: Contexts) -> Iterator[ShardResults]:
     """The rounds' results in order. A launch returns at once; what a single round gives may still be computed."""
+    if len(rounds) == 1:  # which another thread would only delay
+        yield rounds[0]()
+        return
     launched: deque[ShardResults] = deque()
     for launch, launcher in zip(rounds, itertools.cycle(_launchers(contexts)), strict=False):
         launched.append(launcher(launch))
@@ -43,7 +46,12 @@ def _launchers(contexts: Contexts) -> Sequence[Callable[[Launch], ShardResults]]
 
 
 def _launched_by(thread: ThreadPoolExecutor, launch: Launch) -> ShardResults:
-    return thread.submit(launch).result()
+    return thread.submit(_in_64_bits, launch).result()
+
+
+def _in_64_bits(launch: Launch) -> ShardResults:
+    with jax.enable_x64(True):  # not inherited by threads
+        return launch()
 
 
 def _ready(results: ShardResults) -> ShardResults:

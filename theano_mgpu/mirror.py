@@ -208,9 +208,10 @@ def as_numpy(array: jax.Array, taken: set[int]) -> np.ndarray:
 
     Plain functions may update the array in place, so it must be nobody else's: ``taken`` holds the addresses in use.
     """
-    shard = array.addressable_shards[0]
-    local = shard.data.block_until_ready()  # the address is known, and readable, before what will be there
-    address = local.unsafe_buffer_pointer() if shard.device.platform == "cpu" and local.size else None
+    local = array.addressable_data(0)
+    local.block_until_ready()  # the address is known, and readable, before what will be there
+    (device,) = local.devices()
+    address = local.unsafe_buffer_pointer() if device.platform == "cpu" and local.size else None
     if address is None or address in taken:
         return np.array(fetched([local])[0])
     taken.add(address)

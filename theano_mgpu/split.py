@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -34,7 +35,8 @@ class Round:
         return sum(weight > 0 for weight in self.weights)
 
 
-def rounds(examples: int, shards: int, devices: int) -> list[Round]:
+@functools.lru_cache(maxsize=64)  # which every call of a step asks for anew
+def rounds(examples: int, shards: int, devices: int) -> tuple[Round, ...]:
     """Cut ``examples`` into ``shards`` of at most two sizes, larger ones first, and deal them to ``devices`` in turns.
 
     Shards that would be empty are left out. Shards of one size run together.
@@ -55,7 +57,7 @@ def rounds(examples: int, shards: int, devices: int) -> list[Round]:
                     weights=tuple(sizes[i] / examples for i in own) + (0.0,) * (devices - len(own)),
                 )
             )
-    return dealt
+    return tuple(dealt)
 
 
 def whole_batch_round(devices: int) -> Round:

@@ -202,7 +202,7 @@ class Step:
             self._commit(updated, new_values)
         return self._form.filled(outputs)
 
-    def _split(self, batch: Mapping[Variable, np.ndarray]) -> list[Round]:
+    def _split(self, batch: Mapping[Variable, np.ndarray]) -> Sequence[Round]:
         if not self.cut.split:
             return [split.whole_batch_round(len(self.contexts))]
         turns = split.rounds(len(batch[self.cut.split[0]]), self.shards, len(self.contexts))
@@ -215,7 +215,7 @@ class Step:
         return turns
 
     def _run(
-        self, turns: list[Round], batch: Mapping[Variable, np.ndarray], shared: list[Any]
+        self, turns: Sequence[Round], batch: Mapping[Variable, np.ndarray], shared: list[Any]
     ) -> Iterator[ShardResults]:
         try:
             self._compile(turns, batch, shared)
@@ -226,10 +226,9 @@ class Step:
             raise ValueError(f"{self.name}(): {error} The inputs were {self._signature.described(batch)}.") from error
 
     def _launch(self, turn: Round, batch: Mapping[Variable, np.ndarray], shared: list[Any]) -> ShardResults:
-        with jax.enable_x64(True):  # not inherited by threads
-            return self._program(turn, self._placed(turn, batch), shared)
+        return self._program(turn, self._placed(turn, batch), shared)
 
-    def _compile(self, turns: list[Round], batch: Mapping[Variable, np.ndarray], shared: list[Any]) -> None:
+    def _compile(self, turns: Sequence[Round], batch: Mapping[Variable, np.ndarray], shared: list[Any]) -> None:
         """Both programs at once, ahead of their first calls: compiled one by one, they leave cores idle."""
         new = {turn.size: turn for turn in turns if turn.size not in self._compiled_sizes}
         summed = None if len(turns) > 1 else turns[0].live
@@ -254,7 +253,7 @@ class Step:
         whole = iter(placed([batch[v] for v in inputs if v in self.cut.whole], self._mirrors.placement))
         return [next(parts if v in self.cut.split else whole) for v in inputs]
 
-    def _gather(self, turns: list[Round], results: Iterable[ShardResults]) -> tuple[list[list[Any]], list[Report]]:
+    def _gather(self, turns: Sequence[Round], results: Iterable[ShardResults]) -> tuple[list[list[Any]], list[Report]]:
         """What is left to be summed by the update, and what else the rounds gave: no round's gradients stay."""
         gather = self._new_gather(turns)
         reports = []
@@ -263,7 +262,7 @@ class Step:
             reports.append(result.report)
         return gather.leaves(), reports
 
-    def _new_gather(self, turns: list[Round]) -> HostGather | MeshGather:
+    def _new_gather(self, turns: Sequence[Round]) -> HostGather | MeshGather:
         return MeshGather() if self._on_device else HostGather(len(turns))
 
     def _apply(self, leaves: list[list[Any]], batch: Mapping[Variable, np.ndarray]) -> Updated:
@@ -287,7 +286,7 @@ class Step:
                     raise check.error(f"{self.name}(): {check.message.format(**shown)}")
 
     def _new_values(
-        self, turns: list[Round], updated: Updated, batch: Mapping[Variable, np.ndarray]
+        self, turns: Sequence[Round], updated: Updated, batch: Mapping[Variable, np.ndarray]
     ) -> list[np.ndarray] | None:
         """The new values on the host, an array a slot; None for a step that is skipped."""
         taken = {read(v).ctypes.data for v in self.cut.host.shared if isinstance(read(v), np.ndarray)}
@@ -305,7 +304,9 @@ class Step:
             raise NonFiniteError(self._non_finite(turns, bad, batch))
         return None if bad else new_values
 
-    def _non_finite(self, turns: list[Round], bad: list[SharedVariable], batch: Mapping[Variable, np.ndarray]) -> str:
+    def _non_finite(
+        self, turns: Sequence[Round], bad: list[SharedVariable], batch: Mapping[Variable, np.ndarray]
+    ) -> str:
         names = [v.name or str(v) for v in bad]
         shards = self._non_finite_shards(turns, batch)
         where = f"shards {shards} gave non-finite averages" if shards else "every shard's averages are finite"
@@ -315,7 +316,7 @@ class Step:
             f'that part of the batch, lower the learning rate, or use nonfinite="skip".'
         )
 
-    def _non_finite_shards(self, turns: list[Round], batch: Mapping[Variable, np.ndarray]) -> list[int]:
+    def _non_finite_shards(self, turns: Sequence[Round], batch: Mapping[Variable, np.ndarray]) -> list[int]:
         program = DeviceProgram(self.cut, self._device_part, self._bundled.averages, self.contexts, reduced=False)
         shared = self._mirrors.arrays(self.cut.device.shared)
         found = []
@@ -325,7 +326,7 @@ class Step:
             found += [turn.shards[i] for i in range(turn.live) if not all(np.isfinite(row[i]).all() for row in rows)]
         return found
 
-    def _outputs(self, turns: list[Round], reports: list[Report], updated: Updated) -> list[np.ndarray]:
+    def _outputs(self, turns: Sequence[Round], reports: list[Report], updated: Updated) -> list[np.ndarray]:
         live = [turn.live * turn.size for turn in turns]  # rows of devices that only repeat a shard come last
         rows = [[value[:n] for value in fetched(r.per_example)] for r, n in zip(reports, live, strict=True)]
         per_example = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
