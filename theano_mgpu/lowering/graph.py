@@ -310,7 +310,7 @@ def _built_at(node: Apply) -> str:
             for frame in reversed(trace):
                 filename, line, _, text = tuple(frame)[:4]
                 if "/pytensor/" not in filename and "/theano_mgpu/" not in filename:
-                    return f" (built at {filename}:{line}: {text})"
+                    return f" (built at {filename}:{line}{f': {text}' if text else ''})"
     return ""
 
 
