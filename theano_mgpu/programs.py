@@ -22,7 +22,7 @@ from theano_mgpu.host_memory import map_in_huge_pages
 from theano_mgpu.lowering.dispatch import Check, collect_checks
 from theano_mgpu.lowering.graph import Lowered, Shard, lower
 from theano_mgpu.lowering.xla_options import xla_options
-from theano_mgpu.mirror import AXIS, mesh_of, on_each, on_every, placed
+from theano_mgpu.mirror import AXIS, mesh_of, on_each, on_every, placed, to_devices
 from theano_mgpu.split import Round
 from theano_mgpu.vectors import Slot, Values, Vector, joined
 
@@ -85,7 +85,7 @@ class DeviceProgram:
 
     def __call__(self, turn: Round, inputs: Sequence[Any], shared: Sequence[jax.Array]) -> ShardResults:
         arguments = self._checked_arguments(turn, inputs, shared)
-        with jax.transfer_guard_host_to_device("allow"):  # numpy inputs, where there is one device
+        with to_devices():  # numpy inputs, where there is one device
             values, per_example, checks = self._run(*arguments)
         if self._temporary_bytes > _MUCH_MEMORY and self._contexts.platform == "cpu":
             map_in_huge_pages(len(self._contexts), self._temporary_bytes)
@@ -93,7 +93,7 @@ class DeviceProgram:
 
     def lower(self, turn: Round, inputs: Sequence[Any], shared: Sequence[jax.Array]) -> Callable[[], None]:
         """All of a first call that needs Python, ``values_like`` with it; what is returned compiles the program."""
-        with jax.transfer_guard_host_to_device("allow"):
+        with to_devices():
             lowered = self._run.lower(*self._checked_arguments(turn, inputs, shared))
         self.values_like, _, _ = lowered.out_info
 
@@ -184,7 +184,7 @@ class UpdateProgram:
 
     def __call__(self, leaves: Sequence[Sequence[Any]], whole: Sequence[Any], shared: Sequence[jax.Array]) -> Updated:
         # Shards' rows are numpy views: the call takes them over in 5 us each, device_put in 45.
-        with jax.transfer_guard_host_to_device("allow"):
+        with to_devices():
             updated = Updated(*self._run(list(leaves), list(whole), list(shared), self._constants))
         for slot, value in zip(self._bundled.updated, updated.new_values, strict=True):
             if not isinstance(slot, Vector):
@@ -193,7 +193,7 @@ class UpdateProgram:
 
     def compile(self, leaves: Sequence[Sequence[Any]], whole: Sequence[Any], shared: Sequence[jax.Array]) -> None:
         """For arguments of these shapes, so that a call finds the program ready."""
-        with jax.enable_x64(True), jax.transfer_guard_host_to_device("allow"):  # not inherited by threads
+        with jax.enable_x64(True), to_devices():  # not inherited by threads
             self._run.lower(list(leaves), list(whole), list(shared), self._constants).compile()
 
     def _update(self, leaves: Any, whole: list[Any], shared: list[Any], constants: list[Any]) -> Any:

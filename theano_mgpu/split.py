@@ -29,7 +29,7 @@ class Round:
     starts: tuple[int, ...]
     weights: tuple[float, ...]
 
-    @property
+    @functools.cached_property
     def live(self) -> int:
         """Devices with a shard of their own; they come first."""
         return sum(weight > 0 for weight in self.weights)

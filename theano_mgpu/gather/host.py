@@ -9,7 +9,7 @@ import jax
 
 from theano_mgpu.devices import Contexts
 from theano_mgpu.gather.tree import TreeSum, added
-from theano_mgpu.mirror import fetched, host_device, on_each
+from theano_mgpu.mirror import fetched, host_device, on_each, to_devices
 
 __all__ = ["HostGather"]
 
@@ -58,5 +58,5 @@ def shards_on_host(values: Sequence[jax.Array], live: int) -> list[Leaf]:
 
 
 def _added(left: Leaf, right: Leaf) -> Leaf:
-    with jax.default_device(host_device()), jax.transfer_guard_host_to_device("allow"):
+    with jax.default_device(host_device()), to_devices():
         return added(left, right)
