@@ -24,23 +24,21 @@ Launch = Callable[[], ShardResults]
 
 def launched_ahead(rounds: Sequence[Launch], contexts: Contexts) -> Iterator[ShardResults]:
     """The rounds' results in order. A launch returns at once; what a single round gives may still be computed."""
-    if len(rounds) == 1:  # which another thread would only delay
-        yield rounds[0]()
-        return
     launched: deque[ShardResults] = deque()
-    for launch, launcher in zip(rounds, itertools.cycle(_launchers(contexts)), strict=False):
+    launchers = itertools.cycle(_launchers(len(rounds), contexts))
+    for launch, launcher in zip(rounds, launchers, strict=False):
         launched.append(launcher(launch))
         if len(launched) > _AHEAD:
             yield _ready(launched.popleft())
     yield from launched
 
 
-def _launchers(contexts: Contexts) -> Sequence[Callable[[Launch], ShardResults]]:
+def _launchers(rounds: int, contexts: Contexts) -> Sequence[Callable[[Launch], ShardResults]]:
     """A simulated device runs what one thread launches in turn, and leaves a part of the cores idle; so use two.
 
-    ResNet-20's eight rounds take 1.0 s instead of 1.4 on two cores.
+    ResNet-20's eight rounds take 1.0 s instead of 1.4 on two cores. A single round another thread would only delay.
     """
-    if len(contexts) > 1 or contexts.platform != "cpu" or os.cpu_count() == 1:
+    if rounds == 1 or len(contexts) > 1 or contexts.platform != "cpu" or os.cpu_count() == 1:
         return [operator.call]
     return [functools.partial(_launched_by, thread) for thread in _threads()]
 
