@@ -1,7 +1,7 @@
 """Convolutions on a device: matrix products where they are faster, else XLA's convolutions.
 
-A 1x1 convolution as a product runs at 105 - 215 GF/s on 2 cores, as a convolution at 70 - 180; its filter gradient at
-83 - 190 as a product of two-dimensional arrays, at 28 - 96 as a convolution.
+ResNet-50's 1x1 convolutions, batch 8 over two devices on two cores, run at 38 - 66 GF/s as matrix products and at
+32 - 65 as convolutions by Eigen; those with 2048 channels have their input gradient at 64 instead of 41.
 """
 
 from __future__ import annotations
