@@ -249,8 +249,8 @@ def test_many_devices_leave_out_the_middle_ones(small: Cut) -> None:
 def test_shards_stand_beside_the_device_that_takes_them(small: Cut) -> None:
     root = ElementTree.fromstring(svg(small, running(2, 4)))
     baseline = {element.text: element.get("y") for element in root.findall(f"{SVG}text")}
-    assert baseline["shard 0"] == baseline["shard 2"] == baseline["cuda0"]
-    assert baseline["shard 1"] == baseline["shard 3"] == baseline["cuda1"]
+    assert baseline["shard 0"] == baseline["shard 1"] == baseline["cuda0"]
+    assert baseline["shard 2"] == baseline["shard 3"] == baseline["cuda1"]
 
 
 def test_picture_needs_nothing_from_elsewhere_and_knows_the_dark(small: Cut) -> None:

@@ -68,26 +68,18 @@ def test_devices_take_turns_at_more_shards(eight, devices, shards, update_on):
     compare_with_pytensor(momentum_graph, reference, eight[:devices], shards=shards, update_on=update_on)
 
 
-def test_bits_depend_on_the_shards_and_not_on_the_devices(eight):
-    """Even rounds and uneven ones: the host sums in one fixed tree."""
+@pytest.mark.parametrize("shards", [1, 2, 8, 16])
+def test_bits_depend_on_the_shards_and_not_on_the_devices(eight, shards):
+    """Nor on where the update is applied: even batches, uneven ones, and ones smaller than the number of shards."""
     found = set()
     for devices in (1, 2, 4, 8):
-        graph = momentum_graph()
-        step = tm.function(graph.inputs, graph.outputs, updates=graph.updates, contexts=eight[:devices], shards=8)
-        losses = [step(*batch(size), 0.1)["loss"].tobytes() for size in (32, 19)]
-        found.add((*losses, *states(*graph.updates)))
-    assert len(found) == 1
-
-
-def test_device_update_keeps_the_bits_of_even_batches_on_any_number_of_devices(eight):
-    found = set()
-    for devices in (1, 2, 4, 8):
-        graph = momentum_graph()
-        options = {"contexts": eight[:devices], "shards": 8, "update_on": "device"}
-        step = tm.function(graph.inputs, updates=graph.updates, **options)
-        step(*batch(32), 0.1)
-        step(*batch(32, 1), 0.1)
-        found.add(tuple(states(*graph.updates)))
+        for update_on in ("host", "device"):
+            graph = momentum_graph()
+            options = {"contexts": eight[:devices], "shards": shards, "update_on": update_on}
+            step = tm.function(graph.inputs, graph.outputs, updates=graph.updates, **options)
+            results = [step(*batch(size), 0.1) for size in (32, 19, 5, 3)]
+            bits = tuple(value.tobytes() for result in results for value in result.values())
+            found.add((*bits, *states(*graph.updates)))
     assert len(found) == 1
 
 
@@ -314,6 +306,26 @@ def test_totals_add_and_their_gradients_too(eight, update_on):
         return Graph([x], [loss], {weight: weight - np.float32(0.01) * tm.grad(loss, weight)})
 
     compare_with_pytensor(build, [(batch(11)[0],), (batch(8)[0],)], eight[:4], update_on=update_on)
+
+
+@BOTH
+@pytest.mark.parametrize("devices", [1, 2, 3, 4])
+def test_the_largest_and_smallest_of_a_batch(eight, devices, update_on):
+    """As outputs, in an update, of uneven batches; with a gradient through them, of one that all devices share."""
+
+    def build(extremum: bool = False) -> Graph:
+        weight = pytensor.shared(np.array([0.3, -0.2, 0.5], "float32"), name="weight")
+        seen = pytensor.shared(np.zeros(3, "float32"), name="seen")
+        x = pt.matrix("x", dtype="float32")
+        outputs = [tm.maximum((x @ weight).max()), tm.minimum(pt.argmax(x, axis=1).min())]
+        loss = tm.maximum(pt.exp(x @ weight).max()) if extremum else pt.exp(x @ weight).mean()
+        gradient = tm.grad(loss, weight)
+        updates = {weight: weight - np.float32(0.1) * gradient, seen: pt.minimum(seen, tm.minimum(x.min(0)))}
+        return Graph([x], outputs, updates)
+
+    batches = [(batch(size)[0],) for size in (12, 7, 2)]
+    compare_with_pytensor(build, batches, eight[:devices], update_on=update_on)
+    compare_with_pytensor(lambda: build(True), batches[:1], eight[:devices], update_on=update_on)
 
 
 @BOTH

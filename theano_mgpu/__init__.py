@@ -2,7 +2,7 @@
 
 from theano_mgpu import data, init, layers, lowering, models, nn, schedules, updates
 from theano_mgpu.arguments import In
-from theano_mgpu.averages import average, grad, total
+from theano_mgpu.averages import average, grad, maximum, minimum, total
 from theano_mgpu.devices import Context, Contexts, contexts
 from theano_mgpu.errors import CutError, NonFiniteError, UnsupportedGraphError
 from theano_mgpu.step import Step, function
@@ -27,6 +27,8 @@ __all__ = [
     "init",
     "layers",
     "lowering",
+    "maximum",
+    "minimum",
     "models",
     "nn",
     "schedules",

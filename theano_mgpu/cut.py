@@ -19,7 +19,7 @@ from pytensor.graph.replace import clone_replace
 from pytensor.graph.traversal import ancestors, toposort
 from pytensor.tensor.random.type import RandomType
 
-from theano_mgpu.averages import Average, ShardWeight, Total
+from theano_mgpu.averages import Average, ShardReduction, ShardWeight
 from theano_mgpu.errors import CutError
 
 __all__ = ["Cut", "Program", "Reduction", "cut", "program"]
@@ -40,12 +40,11 @@ class Reduction:
 
     value: Variable
     placeholder: Variable
-    weighted: bool  # an average, as against a total
+    kind: str  # "average", "total", "maximum" or "minimum"
 
     @property
     def label(self) -> str:
-        name = self.placeholder.name or self.value.name or "unnamed"
-        return f"{'average' if self.weighted else 'total'} of {name}"
+        return f"{self.kind} of {self.placeholder.name or self.value.name or 'unnamed'}"
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def cut(
     host_outputs = [*(o for o, per_example in zip(outputs, kinds, strict=True) if not per_example), *new_values]
 
     frontier = _frontier(host_outputs)
-    reductions = tuple(Reduction(v.owner.inputs[0], _placeholder(v), isinstance(v.owner.op, Average)) for v in frontier)
+    reductions = tuple(Reduction(v.owner.inputs[0], _placeholder(v), v.owner.op.kind) for v in frontier)
     placeholders = dict(zip(frontier, (r.placeholder for r in reductions), strict=True))
     host_graph = _with_placeholders(host_outputs, placeholders)
     device_graph = _without_idle_averages((*(r.value for r in reductions), *per_example_outputs), split)
@@ -143,7 +142,7 @@ class _BatchData:
     def __init__(self, outputs: Sequence[Variable], split: Sequence[Variable], *, random: bool = False) -> None:
         self._through: dict[Variable, Variable | None] = dict.fromkeys(split)
         for node in toposort(outputs):
-            if isinstance(node.op, (Average, Total)):
+            if isinstance(node.op, ShardReduction):
                 continue
             origin = next((v for v in node.inputs if v in self._through), None)
             draws = random and any(isinstance(v.type, RandomType) for v in node.outputs)
@@ -188,7 +187,7 @@ def _frontier(outputs: Sequence[Variable]) -> list[Variable]:
         if variable in seen or variable.owner is None:
             continue
         seen.add(variable)
-        if isinstance(variable.owner.op, (Average, Total)):
+        if isinstance(variable.owner.op, ShardReduction):
             found.add(variable)
         else:
             stack.extend(variable.owner.inputs)

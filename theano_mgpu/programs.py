@@ -16,6 +16,7 @@ from pytensor.tensor.random.type import RandomType
 from theano_mgpu.bundles import Bundled
 from theano_mgpu.cut import Cut
 from theano_mgpu.devices import Contexts
+from theano_mgpu.gather.combination import combination
 from theano_mgpu.gather.device import all_reduce
 from theano_mgpu.gather.tree import tree_sum
 from theano_mgpu.host_memory import map_in_huge_pages
@@ -24,7 +25,7 @@ from theano_mgpu.lowering.graph import Lowered, Shard, lower
 from theano_mgpu.lowering.xla_options import xla_options
 from theano_mgpu.mirror import AXIS, mesh_of, on_each, on_every, placed, to_devices
 from theano_mgpu.split import Round
-from theano_mgpu.vectors import Slot, Values, Vector, joined
+from theano_mgpu.vectors import Values, Vector, joined
 
 __all__ = ["DeviceProgram", "Report", "ShardResults", "UpdateProgram", "Updated"]
 
@@ -45,26 +46,20 @@ class Report:
 
 @dataclass(frozen=True)
 class ShardResults:
-    """What one round computed. ``values`` have a row for each device's shard, weighted, or one row, their sum."""
+    """What one round computed. ``values`` have a row for each device's shard, averages weighted."""
 
     values: list[jax.Array]
     report: Report
 
 
 class DeviceProgram:
-    """The part below the cut, compiled once for all devices: one call is one round.
+    """The part below the cut, compiled once for all devices: one call is one round."""
 
-    With ``reduced`` the reductions' values leave it summed over the devices, else as one row for each.
-    """
-
-    def __init__(
-        self, cut: Cut, lowered: Lowered, averages: Sequence[Slot], contexts: Contexts, *, reduced: bool
-    ) -> None:
+    def __init__(self, cut: Cut, lowered: Lowered, bundled: Bundled, contexts: Contexts) -> None:
         self._cut = cut
-        self._averages = averages
+        self._gathered, self._kinds = bundled.gathered, bundled.kinds
         self._lowered = lowered
         self._contexts = contexts
-        self._reduced = reduced
         self._split = [v in cut.split for v in cut.device.inputs]
         self._random = [isinstance(v.type, RandomType) for v in cut.device.shared]
         self._constants = _constants_of(lowered, on_every(contexts))
@@ -78,7 +73,7 @@ class DeviceProgram:
             self._part,
             mesh=mesh_of(contexts),
             in_specs=(_EACH, _EACH, inputs, [_SAME] * len(cut.device.shared), [_SAME] * len(self._constants)),
-            out_specs=([_SAME if reduced else _EACH] * len(averages), _EACH, _EACH),
+            out_specs=_EACH,
             check_vma=False,
         )
         self._run = jax.jit(mapped, compiler_options=xla_options(contexts.platform))
@@ -142,22 +137,34 @@ class DeviceProgram:
         weight = weights[0]
         keys = [jax.random.fold_in(v, numbers[0]) if r else v for v, r in zip(shared, self._random, strict=True)]
         with collect_checks() as checks:
-            outputs = self._lowered.trace([*inputs, *keys, *constants], Shard(weight, lambda x: self._sum(x, weight)))
+            outputs = self._lowered.trace([*inputs, *keys, *constants], Shard(weight, self._reduced(weight)))
         self.checks = checks
         reductions = self._cut.reductions
         values = {
-            reduction.placeholder: value * weight.astype(value.dtype) if reduction.weighted else value
-            for reduction, value in zip(reductions, map(jnp.asarray, outputs), strict=False)
+            reduction.placeholder: _weighted(reduction.kind, jnp.asarray(value), weight)
+            for reduction, value in zip(reductions, outputs, strict=False)
         }
-        arrays = joined(self._averages, values, jnp)
-        arrays = [(self._sum(array, weight) if self._reduced else array)[None] for array in arrays]
+        arrays = joined(self._gathered, values, jnp)
+        rows = [_own(kind, array, weight)[None] for kind, array in zip(self._kinds, arrays, strict=True)]
         per_example = [jnp.asarray(value) for value in outputs[len(reductions) :]]
-        return arrays, per_example, _flags(checks)
+        return rows, per_example, _flags(checks)
 
-    def _sum(self, value: Any, weight: Any) -> Any:
-        """The sum over the shards of a round; a device that only repeats one adds nothing."""
-        own = jnp.where(weight > 0, value, jnp.zeros_like(value))
-        return all_reduce(own, len(self._contexts), AXIS)
+    def _reduced(self, weight: Any) -> Callable[[str, Any], Any]:
+        def reduced(kind: str, value: Any) -> Any:
+            """Over the shards of a round, for the devices themselves."""
+            own = _own(kind, _weighted(kind, value, weight), weight)
+            return all_reduce(own, len(self._contexts), AXIS, combination(kind).combine)
+
+        return reduced
+
+
+def _weighted(kind: str, value: Any, weight: Any) -> Any:
+    return value * weight.astype(value.dtype) if kind == "average" else value
+
+
+def _own(kind: str, value: Any, weight: Any) -> Any:
+    """A device that only repeats a shard contributes nothing."""
+    return jnp.where(weight > 0, value, combination(kind).nothing_like(value))
 
 
 @dataclass(frozen=True)
@@ -170,10 +177,15 @@ class Updated:
 
 
 class UpdateProgram:
-    """The part above the cut: sums the shards in the fixed tree and applies the update rule."""
+    """The part above the cut: combines the devices' sums in the fixed tree and applies the update rule.
 
-    def __init__(self, bundled: Bundled, placement: Any) -> None:
+    With ``between`` contexts they are combined between those, else they are rows, all in one place.
+    """
+
+    def __init__(self, bundled: Bundled, placement: Any, between: Contexts | None) -> None:
         self._bundled = bundled
+        self._kinds = bundled.kinds
+        self._between = between
         self._rest = lower(bundled.rest)
         self._rules = [lower(bundle.rule) for bundle in bundled.bundles]
         self.checks: list[Check] = []
@@ -182,37 +194,53 @@ class UpdateProgram:
         self._constants = _constants_of(self._rest, placement)
         self._run = jax.jit(self._update, out_shardings=placement)
 
-    def __call__(self, leaves: Sequence[Sequence[Any]], whole: Sequence[Any], shared: Sequence[jax.Array]) -> Updated:
+    def __call__(self, rows: Sequence[Sequence[Any]], whole: Sequence[Any], shared: Sequence[jax.Array]) -> Updated:
         # Shards' rows are numpy views: the call takes them over in 5 us each, device_put in 45.
         with to_devices():
-            updated = Updated(*self._run(list(leaves), list(whole), list(shared), self._constants))
+            updated = Updated(*self._run(list(rows), list(whole), list(shared), self._constants))
         for slot, value in zip(self._bundled.updated, updated.new_values, strict=True):
             if not isinstance(slot, Vector):
                 require_same_shape(slot, value.shape)
         return updated
 
-    def compile(self, leaves: Sequence[Sequence[Any]], whole: Sequence[Any], shared: Sequence[jax.Array]) -> None:
+    def compile(self, rows: Sequence[Sequence[Any]], whole: Sequence[Any], shared: Sequence[jax.Array]) -> None:
         """For arguments of these shapes, so that a call finds the program ready."""
         with jax.enable_x64(True), to_devices():  # not inherited by threads
-            self._run.lower(list(leaves), list(whole), list(shared), self._constants).compile()
+            self._run.lower(list(rows), list(whole), list(shared), self._constants).compile()
 
-    def _update(self, leaves: Any, whole: list[Any], shared: list[Any], constants: list[Any]) -> Any:
+    def _update(self, rows: Any, whole: list[Any], shared: list[Any], constants: list[Any]) -> Any:
         bundled, rest = self._bundled, self._bundled.rest
-        sums = [tree_sum([leaf.reshape(leaf.shape[1:]) for leaf in part], jnp.add) for part in leaves]
-        averages, state = Values(bundled.averages, sums), Values(bundled.shared, shared)
+        sums = self._tree_sums(rows) if self._between is None else self._all_reduced(rows, self._between)
+        averages, state = Values(bundled.gathered, sums), Values(bundled.shared, shared)
         used = [averages[v] for v in rest.inputs if v in averages]
         with collect_checks() as checks:
             results = self._rest.trace([*used, *whole, *(state[v] for v in rest.shared), *constants])
         self.checks = checks
         results = [jnp.asarray(v) for v in results]
         scalars = dict(zip(self._scalars, results[self._outputs :], strict=False))
-        arrays = dict(zip((*bundled.averages, *bundled.shared), (*sums, *shared), strict=True))
+        arrays = dict(zip((*bundled.gathered, *bundled.shared), (*sums, *shared), strict=True))
         new_values = []
         for bundle, rule in zip(bundled.bundles, self._rules, strict=True):
             for row in bundle.rows:
                 operands = [*(arrays[row[role]] for role in bundle.reads), *(scalars[v] for v in bundle.scalars)]
                 new_values += rule.trace(operands)
         return results[: self._outputs], [*new_values, *results[self._outputs + len(self._scalars) :]], _flags(checks)
+
+    def _tree_sums(self, rows: list[list[Any]]) -> list[Any]:
+        return [
+            tree_sum([row.reshape(row.shape[1:]) for row in of_all], combination(kind).combine)
+            for kind, of_all in zip(self._kinds, rows, strict=True)
+        ]
+
+    def _all_reduced(self, rows: list[list[Any]], contexts: Contexts) -> list[Any]:
+        def reduced(rows: list[Any]) -> list[Any]:
+            return [
+                all_reduce(row.reshape(row.shape[1:]), len(contexts), AXIS, combination(kind).combine)
+                for kind, row in zip(self._kinds, rows, strict=True)
+            ]
+
+        between = jax.shard_map(reduced, mesh=mesh_of(contexts), in_specs=_EACH, out_specs=_SAME, check_vma=False)
+        return between([row for (row,) in rows])
 
 
 def _flags(checks: Sequence[Check]) -> list[Flag]:

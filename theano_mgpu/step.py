@@ -22,8 +22,9 @@ from theano_mgpu.devices import Context, Contexts
 from theano_mgpu.drawing import Running, diagram, draw
 from theano_mgpu.errors import NonFiniteError, UnsupportedGraphError
 from theano_mgpu.finite import are_finite, is_finite
-from theano_mgpu.gather.host import HostGather
-from theano_mgpu.gather.mesh import MeshGather
+from theano_mgpu.gather.combination import combined
+from theano_mgpu.gather.host import rows_like, rows_on_host
+from theano_mgpu.gather.tree import TreeSum
 from theano_mgpu.launch import launched_ahead
 from theano_mgpu.lowering.graph import lower
 from theano_mgpu.lowering.precision import Precision, named_precision
@@ -34,6 +35,7 @@ from theano_mgpu.mirror import (
     commit,
     fetched,
     host_device,
+    on_each,
     on_every,
     on_host,
     placed,
@@ -178,12 +180,10 @@ class Step:
         is_one_place = self._on_device or self.contexts.devices == [host_device()]
         self._update_mirrors = self._mirrors if is_one_place else Mirrors(on_host())
         self._bundled = bundled(self.cut, shapes_of((*self.cut.host.shared, *self.cut.updated)))
-        self._program = DeviceProgram(
-            self.cut, self._device_part, self._bundled.averages, self.contexts, reduced=self._on_device
-        )
-        self._update = UpdateProgram(self._bundled, self._update_mirrors.placement)
+        self._program = DeviceProgram(self.cut, self._device_part, self._bundled, self.contexts)
+        between = self.contexts if self._on_device else None
+        self._update = UpdateProgram(self._bundled, self._update_mirrors.placement, between)
         self._compiled_sizes: set[int] = set()  # of shards
-        self._compiled_sums: set[int | None] = set()  # of so many shards of one round, or None: of several rounds
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One step; outputs come as numpy arrays. Nothing visible changes before the commit."""
@@ -193,8 +193,8 @@ class Step:
         with jax.enable_x64(True):
             turns = self._split(batch)
             shared = self._mirrors.arrays(self.cut.device.shared)
-            leaves, reports = self._gather(turns, self._run(turns, batch, shared))
-            updated = self._apply(leaves, batch)
+            rows, reports = self._gather(turns, self._run(turns, batch, shared))
+            updated = self._apply(rows, batch)
             self._check(reports, updated)
             self._calls += 1
             new_values = self._new_values(turns, updated, batch)
@@ -231,42 +231,45 @@ class Step:
     def _compile(self, turns: Sequence[Round], batch: Mapping[Variable, np.ndarray], shared: list[Any]) -> None:
         """Both programs at once, ahead of their first calls: compiled one by one, they leave cores idle."""
         new = {turn.size: turn for turn in turns if turn.size not in self._compiled_sizes}
-        summed = None if len(turns) > 1 else turns[0].live
-        if not new and summed in self._compiled_sums:
+        if not new:
             return
         compilations = [self._program.lower(turn, self._placed(turn, batch), shared) for turn in new.values()]
-        leaves_like = self._new_gather(turns).leaves_like(self._program.values_like, turns[0].live, self.contexts)
         with ThreadPoolExecutor(1) as pool:
-            # What is wrong with the update rule, its call will say.
-            pool.submit(self._update.compile, leaves_like, *self._update_arguments(batch))
+            if not self._compiled_sizes:  # what is wrong with the update rule, its call will say
+                pool.submit(self._update.compile, self._rows_like(), *self._update_arguments(batch))
             for compile_program in compilations:
                 compile_program()
         self._compiled_sizes.update(new)
-        self._compiled_sums.add(summed)
 
     def _placed(self, turn: Round, batch: Mapping[Variable, np.ndarray]) -> list[Any]:
         """The device part's inputs for a round: split ones a shard each, the others whole."""
         inputs = self.cut.device.inputs
         # One device takes numpy arrays over in the call itself, sooner than they could be placed.
-        place = split.place if len(self.contexts) > 1 else split.parts
-        parts = iter(place([batch[v] for v in inputs if v in self.cut.split], turn, self.contexts))
+        arrays = [batch[v] for v in inputs if v in self.cut.split]
+        several = len(self.contexts) > 1
+        parts = iter(split.place(arrays, turn, self.contexts) if several else split.parts(arrays, turn, 0))
         whole = iter(placed([batch[v] for v in inputs if v in self.cut.whole], self._mirrors.placement))
         return [next(parts if v in self.cut.split else whole) for v in inputs]
 
     def _gather(self, turns: Sequence[Round], results: Iterable[ShardResults]) -> tuple[list[list[Any]], list[Report]]:
-        """What is left to be summed by the update, and what else the rounds gave: no round's gradients stay."""
-        gather = self._new_gather(turns)
+        """Each device's sum over its shards, a row each, and what else the rounds gave: no round's gradients stay."""
+        sums = TreeSum(partial(combined, self._bundled.kinds))
         reports = []
         for turn, result in zip(turns, results, strict=True):
-            gather.add(result.values, turn.live)
+            sums.push(turn.place, result.values)
             reports.append(result.report)
-        return gather.leaves(), reports
+        values = sums.result()
+        return [[value] for value in values] if self._on_device else rows_on_host(values), reports
 
-    def _new_gather(self, turns: Sequence[Round]) -> HostGather | MeshGather:
-        return MeshGather() if self._on_device else HostGather(len(turns))
+    def _rows_like(self) -> list[list[jax.ShapeDtypeStruct]]:
+        values = self._program.values_like
+        if not self._on_device:
+            return rows_like(values, self.contexts)
+        each = on_each(self.contexts)
+        return [[jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=each)] for value in values]
 
-    def _apply(self, leaves: list[list[Any]], batch: Mapping[Variable, np.ndarray]) -> Updated:
-        return self._update(leaves, *self._update_arguments(batch))
+    def _apply(self, rows: list[list[Any]], batch: Mapping[Variable, np.ndarray]) -> Updated:
+        return self._update(rows, *self._update_arguments(batch))
 
     def _update_arguments(self, batch: Mapping[Variable, np.ndarray]) -> tuple[list[Any], list[Any]]:
         inputs = [batch[v] for v in self._bundled.rest.inputs if v in self.cut.whole]
@@ -317,19 +320,17 @@ class Step:
         )
 
     def _non_finite_shards(self, turns: Sequence[Round], batch: Mapping[Variable, np.ndarray]) -> list[int]:
-        program = DeviceProgram(self.cut, self._device_part, self._bundled.averages, self.contexts, reduced=False)
         shared = self._mirrors.arrays(self.cut.device.shared)
         found = []
         for turn in turns:
-            result = program(turn, self._placed(turn, batch), shared)
+            result = self._program(turn, self._placed(turn, batch), shared)
             rows = fetched([value for value in result.values if np.issubdtype(value.dtype, np.inexact)])
-            found += [turn.shards[i] for i in range(turn.live) if not all(np.isfinite(row[i]).all() for row in rows)]
-        return found
+            found += [turn.shards[i] for i in turn.live if not all(np.isfinite(row[i]).all() for row in rows)]
+        return sorted(found)
 
     def _outputs(self, turns: Sequence[Round], reports: list[Report], updated: Updated) -> list[np.ndarray]:
-        live = [turn.live * turn.size for turn in turns]  # rows of devices that only repeat a shard come last
-        rows = [[value[:n] for value in fetched(r.per_example)] for r, n in zip(reports, live, strict=True)]
-        per_example = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+        rounds = [fetched(report.per_example) for report in reports]
+        per_example = [split.in_order(turns, of_one) for of_one in zip(*rounds, strict=True)]
         single = [np.array(output) for output in fetched(updated.outputs)]
         return [(per_example if o.per_example else single)[o.index] for o in self.cut.outputs]
 

@@ -77,8 +77,7 @@ class Summary:
     device: Work
     host: Work
     update_reads_shared: bool
-    averages: Group
-    totals: Group
+    reductions: dict[str, Group]  # by their kind: average, total, ...
     gradients: tuple[str, ...]  # what the averages named as gradients are derivatives by
     statistics: tuple[str, ...]  # the other averages and totals
     updated: Group
@@ -95,18 +94,21 @@ class Summary:
 
     @property
     def gathered(self) -> Group:
-        return _together(self.averages, self.totals)
+        return _together(*self.reductions.values())
 
     @property
     def gathered_lines(self) -> tuple[str, ...]:
         """What crosses the cut: how many, how large, which."""
-        counts = [plural(len(g), noun) for g, noun in ((self.averages, "average"), (self.totals, "total")) if g]
+        counts = [plural(len(group), kind) for kind, group in self.reductions.items()]
         lines = [" and ".join(counts) + " from each shard", self.gathered.amount]
         if self.gradients:
             lines.append(f"{plural(len(self.gradients), 'gradient')}: by {listed(self.gradients)}")
         if self.statistics:
             lines.append(f"{'and ' if self.gradients else ''}of {listed(self.statistics)}")
         return tuple(lines)
+
+
+_KINDS = ("average", "total", "maximum", "minimum")
 
 
 def summarise(cut: Cut, running: Running | None = None) -> Summary:
@@ -118,10 +120,9 @@ def summarise(cut: Cut, running: Running | None = None) -> Summary:
     labels = running.outputs or tuple(_output_label(cut, i) for i in range(len(cut.outputs)))
     names = _reduction_names(cut, labels)
     shapes = shapes_at_the_cut(cut)
-    parts: dict[bool, list[int]] = {True: [], False: []}
-    for i in names:
-        parts[cut.reductions[i].weighted].append(i)
-    groups = {kind: _travelling(cut, indices, names, shapes) for kind, indices in parts.items()}
+    parts: dict[str, list[int]] = {}
+    for i in sorted(names, key=lambda i: _KINDS.index(cut.reductions[i].kind)):
+        parts.setdefault(cut.reductions[i].kind, []).append(i)
     gradients = {i: match[1] for i, name in names.items() if (match := re.fullmatch(r"d.+?/d(.+)", name))}
     return Summary(
         running=running,
@@ -135,8 +136,7 @@ def summarise(cut: Cut, running: Running | None = None) -> Summary:
         device=work(cut.device),
         host=work(cut.host),
         update_reads_shared=bool(cut.host.shared),
-        averages=groups[True],
-        totals=groups[False],
+        reductions={kind: _travelling(cut, indices, names, shapes) for kind, indices in parts.items()},
         gradients=tuple(gradients.values()),
         statistics=tuple(name for i, name in names.items() if i not in gradients),
         updated=_shared(cut.updated),
@@ -175,12 +175,12 @@ def _travelling(
     return Group(tuple(names[i] for i in indices), numbers, total, unknown)
 
 
-def _together(first: Group, second: Group) -> Group:
+def _together(*groups: Group) -> Group:
     return Group(
-        first.names + second.names,
-        first.numbers + second.numbers,
-        first.bytes + second.bytes,
-        first.unknown + second.unknown,
+        tuple(name for group in groups for name in group.names),
+        sum(group.numbers for group in groups),
+        sum(group.bytes for group in groups),
+        sum(group.unknown for group in groups),
     )
 
 

@@ -30,7 +30,7 @@ from pytensor.tensor.random.type import RandomType
 from pytensor.tensor.shape import Shape, Shape_i
 from pytensor.tensor.type import TensorType
 
-from theano_mgpu.averages import Average, ShardReduction, ShardWeight
+from theano_mgpu.averages import ShardReduction, ShardWeight
 from theano_mgpu.compatibility import WRITES_INTO_FIRST_INPUT, mutable_copy
 from theano_mgpu.cut import Program
 from theano_mgpu.errors import UnsupportedGraphError
@@ -65,7 +65,7 @@ class Shard:
     """What a shard knows of itself while its part is traced."""
 
     weight: Any  # its number of examples over the batch's
-    reduce: Callable[[Any], Any]  # the weighted sum over all shards
+    reduce: Callable[[str, Any], Any]  # a kind of reduction and the shard's value to that of all shards
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def _perform(node: Apply, inputs: Sequence[Any]) -> list[Any]:
 def _reduce_below_the_cut(op: ShardReduction, node: Apply, value: Any, shard: Shard | None) -> Any:
     if shard is None:
         raise UnsupportedGraphError(f"{_described(node)} stands where there are no shards: inside a loop.")
-    return shard.reduce(value * shard.weight.astype(value.dtype) if isinstance(op, Average) else value)
+    return shard.reduce(op.kind, value)
 
 
 def _check(op: CheckAndRaise, node: Apply, inputs: Sequence[Any]) -> Any:
