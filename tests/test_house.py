@@ -24,6 +24,7 @@ ROOMS = [
     "nn",
     "store",
     "vectors",
+    "lending",
     "mirror",
     "cut",
     "bundles",
@@ -34,6 +35,7 @@ ROOMS = [
     "programs",
     "launch",
     "finite",
+    "commit",
     "arguments",
     "specification",
     "step",
@@ -95,7 +97,7 @@ def test_imports_go_one_way(path):
         assert ROOMS.index(room(name)) <= ROOMS.index(own), f"{path.name} imports {name}, a later room"
 
 
-@pytest.mark.parametrize("name", ["cut", "averages", "store", "nn", "errors", "updates", "layers", "models"])
+@pytest.mark.parametrize("name", ["cut", "averages", "store", "nn", "errors", "updates", "layers", "models", "lending"])
 def test_graphs_are_built_and_cut_without_jax(name):
     """In a fresh process; lowerings register themselves where jax is."""
     files = [p for p in MODULES if room_or_none(p) == name]

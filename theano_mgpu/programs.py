@@ -20,12 +20,13 @@ from theano_mgpu.gather.combination import combination
 from theano_mgpu.gather.device import all_reduce
 from theano_mgpu.gather.tree import tree_sum
 from theano_mgpu.host_memory import map_in_huge_pages
+from theano_mgpu.lending import peek
 from theano_mgpu.lowering.dispatch import Check, collect_checks
 from theano_mgpu.lowering.graph import Lowered, Shard, lower
 from theano_mgpu.lowering.xla_options import xla_options
 from theano_mgpu.mirror import AXIS, mesh_of, on_each, on_every, placed, to_devices
 from theano_mgpu.split import Round
-from theano_mgpu.vectors import Values, Vector, joined
+from theano_mgpu.vectors import Slot, Values, Vector, joined
 
 __all__ = ["DeviceProgram", "Report", "ShardResults", "UpdateProgram", "Updated"]
 
@@ -55,13 +56,15 @@ class ShardResults:
 class DeviceProgram:
     """The part below the cut, compiled once for all devices: one call is one round."""
 
-    def __init__(self, cut: Cut, lowered: Lowered, bundled: Bundled, contexts: Contexts) -> None:
+    def __init__(
+        self, cut: Cut, lowered: Lowered, bundled: Bundled, shared: Sequence[Slot], contexts: Contexts
+    ) -> None:
         self._cut = cut
+        self._shared = shared
         self._gathered, self._kinds = bundled.gathered, bundled.kinds
         self._lowered = lowered
         self._contexts = contexts
         self._split = [v in cut.split for v in cut.device.inputs]
-        self._random = [isinstance(v.type, RandomType) for v in cut.device.shared]
         self._constants = _constants_of(lowered, on_every(contexts))
         self._places: dict[tuple[Any, tuple[Any, ...]], jax.Array] = {}
         self._batch_axis_checked = False
@@ -72,7 +75,7 @@ class DeviceProgram:
         mapped = jax.shard_map(
             self._part,
             mesh=mesh_of(contexts),
-            in_specs=(_EACH, _EACH, inputs, [_SAME] * len(cut.device.shared), [_SAME] * len(self._constants)),
+            in_specs=(_EACH, _EACH, inputs, _SAME, _SAME),
             out_specs=_EACH,
             check_vma=False,
         )
@@ -135,16 +138,20 @@ class DeviceProgram:
     def _part(self, weights: Any, numbers: Any, inputs: list[Any], shared: list[Any], constants: list[Any]) -> Any:
         """What one device traces: its own shard's part."""
         weight = weights[0]
-        keys = [jax.random.fold_in(v, numbers[0]) if r else v for v, r in zip(shared, self._random, strict=True)]
+        values = Values(self._shared, shared)
+        own = [
+            jax.random.fold_in(values[v], numbers[0]) if isinstance(v.type, RandomType) else values[v]
+            for v in self._cut.device.shared
+        ]
         with collect_checks() as checks:
-            outputs = self._lowered.trace([*inputs, *keys, *constants], Shard(weight, self._reduced(weight)))
+            outputs = self._lowered.trace([*inputs, *own, *constants], Shard(weight, self._reduced(weight)))
         self.checks = checks
         reductions = self._cut.reductions
-        values = {
+        weighted = {
             reduction.placeholder: _weighted(reduction.kind, jnp.asarray(value), weight)
             for reduction, value in zip(reductions, outputs, strict=False)
         }
-        arrays = joined(self._gathered, values, jnp)
+        arrays = joined(self._gathered, weighted, jnp)
         rows = [_own(kind, array, weight)[None] for kind, array in zip(self._kinds, arrays, strict=True)]
         per_example = [jnp.asarray(value) for value in outputs[len(reductions) :]]
         return rows, per_example, _flags(checks)
@@ -169,10 +176,14 @@ def _own(kind: str, value: Any, weight: Any) -> Any:
 
 @dataclass(frozen=True)
 class Updated:
-    """What the update program gives: outputs of the host part, new values a slot, and flags of what was checked."""
+    """What the update program gives: outputs of the host part, new values a slot, and flags of what was checked.
+
+    ``finite`` has a flag for each of the new values, where the devices look at them.
+    """
 
     outputs: list[jax.Array]
     new_values: list[jax.Array]
+    finite: list[jax.Array]
     checks: list[Flag]
 
 
@@ -182,8 +193,9 @@ class UpdateProgram:
     With ``between`` contexts they are combined between those, else they are rows, all in one place.
     """
 
-    def __init__(self, bundled: Bundled, placement: Any, between: Contexts | None) -> None:
+    def __init__(self, bundled: Bundled, placement: Any, between: Contexts | None, *, looks: bool) -> None:
         self._bundled = bundled
+        self._looks = looks  # whether new values are finite
         self._kinds = bundled.kinds
         self._between = between
         self._rest = lower(bundled.rest)
@@ -224,7 +236,9 @@ class UpdateProgram:
             for row in bundle.rows:
                 operands = [*(arrays[row[role]] for role in bundle.reads), *(scalars[v] for v in bundle.scalars)]
                 new_values += rule.trace(operands)
-        return results[: self._outputs], [*new_values, *results[self._outputs + len(self._scalars) :]], _flags(checks)
+        new_values += results[self._outputs + len(self._scalars) :]
+        finite = [jnp.isfinite(value).all() for value in new_values] if self._looks else []
+        return results[: self._outputs], new_values, finite, _flags(checks)
 
     def _tree_sums(self, rows: list[list[Any]]) -> list[Any]:
         return [
@@ -254,7 +268,7 @@ def _constants_of(lowered: Lowered, placement: Any) -> list[jax.Array]:
 
 
 def require_same_shape(variable: Variable, new_shape: tuple[int, ...]) -> None:
-    old_shape = variable.container.storage[0].shape
+    old_shape = peek(variable).shape
     if new_shape != old_shape:
         raise ValueError(
             f"updates: the new value of {variable.name or variable} has shape {new_shape}, but the variable has "

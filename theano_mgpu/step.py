@@ -17,11 +17,11 @@ from pytensor.printing import debugprint
 from theano_mgpu import devices, split
 from theano_mgpu.arguments import Argument, Signature, parse_inputs, without_implicit
 from theano_mgpu.bundles import bundled
+from theano_mgpu.commit import NewValue, commit, new_values, non_finite
 from theano_mgpu.cut import Cut, cut
 from theano_mgpu.devices import Context, Contexts
 from theano_mgpu.drawing import Running, diagram, draw
 from theano_mgpu.errors import NonFiniteError, UnsupportedGraphError
-from theano_mgpu.finite import are_finite, is_finite
 from theano_mgpu.gather.combination import combined
 from theano_mgpu.gather.host import rows_like, rows_on_host
 from theano_mgpu.gather.tree import TreeSum
@@ -31,8 +31,6 @@ from theano_mgpu.lowering.precision import Precision, named_precision
 from theano_mgpu.mirror import (
     Mirrors,
     advanced,
-    as_numpy,
-    commit,
     fetched,
     host_device,
     on_each,
@@ -42,6 +40,7 @@ from theano_mgpu.mirror import (
     read,
     require_mirrorable,
     shapes_of,
+    write,
 )
 from theano_mgpu.programs import DeviceProgram, Report, ShardResults, Updated, UpdateProgram
 from theano_mgpu.specification import (
@@ -57,7 +56,7 @@ from theano_mgpu.specification import (
     with_givens,
 )
 from theano_mgpu.split import Round
-from theano_mgpu.vectors import parts_of, variables_of
+from theano_mgpu.vectors import Vector, slots_of
 
 __all__ = ["Step", "function"]
 
@@ -176,13 +175,21 @@ class Step:
 
     def _make_programs(self) -> None:
         """For the shapes that shared variables have now. New mirrors too: old ones hold vectors of other shapes."""
+        is_host = self.contexts.devices == [host_device()]
         self._mirrors = Mirrors(on_every(self.contexts))
-        is_one_place = self._on_device or self.contexts.devices == [host_device()]
-        self._update_mirrors = self._mirrors if is_one_place else Mirrors(on_host())
+        self._update_mirrors = self._mirrors if self._on_device or is_host else Mirrors(on_host())
+        self._lending = self._on_device and not is_host
         self._bundled = bundled(self.cut, shapes_of((*self.cut.host.shared, *self.cut.updated)))
-        self._program = DeviceProgram(self.cut, self._device_part, self._bundled, self.contexts)
-        between = self.contexts if self._on_device else None
-        self._update = UpdateProgram(self._bundled, self._update_mirrors.placement, between)
+        # What is lent as a vector, the device program takes as one.
+        vectors = [slot for slot in self._bundled.updated if isinstance(slot, Vector)] if self._lending else []
+        self._mirrored = slots_of(self.cut.device.shared, vectors)
+        self._program = DeviceProgram(self.cut, self._device_part, self._bundled, self._mirrored, self.contexts)
+        self._update = UpdateProgram(
+            self._bundled,
+            self._update_mirrors.placement,
+            self.contexts if self._on_device else None,
+            looks=self._lending and self.nonfinite != "ignore",
+        )
         self._compiled_sizes: set[int] = set()  # of shards
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -192,14 +199,14 @@ class Step:
             self._make_programs()
         with jax.enable_x64(True):
             turns = self._split(batch)
-            shared = self._mirrors.arrays(self.cut.device.shared)
+            shared = self._mirrors.arrays(self._mirrored)
             rows, reports = self._gather(turns, self._run(turns, batch, shared))
             updated = self._apply(rows, batch)
             self._check(reports, updated)
             self._calls += 1
-            new_values = self._new_values(turns, updated, batch)
+            values = self._new_values(turns, updated, batch)
             outputs = self._outputs(turns, reports, updated)
-            self._commit(updated, new_values)
+            self._commit(values)
         return self._form.filled(outputs)
 
     def _split(self, batch: Mapping[Variable, np.ndarray]) -> Sequence[Round]:
@@ -290,22 +297,13 @@ class Step:
 
     def _new_values(
         self, turns: Sequence[Round], updated: Updated, batch: Mapping[Variable, np.ndarray]
-    ) -> list[np.ndarray] | None:
-        """The new values on the host, an array a slot; None for a step that is skipped."""
-        taken = {read(v).ctypes.data for v in self.cut.host.shared if isinstance(read(v), np.ndarray)}
-        new_values = [as_numpy(array, taken) for array in updated.new_values]
-        if self.nonfinite == "ignore":
-            return new_values
-        bad = [
-            variable
-            for slot, array, ok in zip(self._bundled.updated, new_values, are_finite(new_values), strict=True)
-            if not ok
-            for variable, value in zip(variables_of(slot), parts_of(slot, array), strict=True)
-            if not is_finite(value)
-        ]
+    ) -> list[NewValue] | None:
+        """The new values, a slot each; None for a step that is skipped."""
+        values = new_values(self._bundled.updated, updated.new_values, self.cut.host.shared, lending=self._lending)
+        bad = [] if self.nonfinite == "ignore" else non_finite(values, updated.finite)
         if bad and self.nonfinite == "raise":
             raise NonFiniteError(self._non_finite(turns, bad, batch))
-        return None if bad else new_values
+        return None if bad else values
 
     def _non_finite(
         self, turns: Sequence[Round], bad: list[SharedVariable], batch: Mapping[Variable, np.ndarray]
@@ -320,7 +318,7 @@ class Step:
         )
 
     def _non_finite_shards(self, turns: Sequence[Round], batch: Mapping[Variable, np.ndarray]) -> list[int]:
-        shared = self._mirrors.arrays(self.cut.device.shared)
+        shared = self._mirrors.arrays(self._mirrored)
         found = []
         for turn in turns:
             result = self._program(turn, self._placed(turn, batch), shared)
@@ -334,18 +332,14 @@ class Step:
         single = [np.array(output) for output in fetched(updated.outputs)]
         return [(per_example if o.per_example else single)[o.index] for o in self.cut.outputs]
 
-    def _commit(self, updated: Updated, new_values: list[np.ndarray] | None) -> None:
-        if new_values is None:
+    def _commit(self, values: list[NewValue] | None) -> None:
+        if values is None:
             self.skipped += 1
             return
         self._mirrors.drop((*self.cut.updated, *self._bundled.updated))
-        for slot, new_value, array in zip(self._bundled.updated, new_values, updated.new_values, strict=True):
-            parts = parts_of(slot, new_value)
-            for variable, value in zip(variables_of(slot), parts, strict=True):
-                commit(variable, value)
-            self._update_mirrors.keep(slot, parts, new_value, array)
+        commit(values, self._update_mirrors)
         for variable in self.cut.generators:
-            commit(variable, advanced(read(variable)))
+            write(variable, advanced(read(variable)))
 
     def get_shared(self) -> list[SharedVariable]:
         """The shared variables that the step reads or writes."""
