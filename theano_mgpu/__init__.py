@@ -4,7 +4,8 @@ from theano_mgpu import data, init, layers, lowering, models, nn, schedules, upd
 from theano_mgpu.arguments import In
 from theano_mgpu.averages import average, grad, maximum, minimum, total
 from theano_mgpu.devices import Context, Contexts, contexts
-from theano_mgpu.errors import CutError, NonFiniteError, UnsupportedGraphError
+from theano_mgpu.errors import CutError, DeviceMemoryError, NonFiniteError, UnsupportedGraphError
+from theano_mgpu.plan import Plan
 from theano_mgpu.step import Step, function
 from theano_mgpu.store import ParameterStore
 
@@ -14,9 +15,11 @@ __all__ = [
     "Context",
     "Contexts",
     "CutError",
+    "DeviceMemoryError",
     "In",
     "NonFiniteError",
     "ParameterStore",
+    "Plan",
     "Step",
     "UnsupportedGraphError",
     "average",

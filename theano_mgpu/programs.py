@@ -26,9 +26,9 @@ from theano_mgpu.lowering.graph import Lowered, Shard, lower
 from theano_mgpu.lowering.xla_options import xla_options
 from theano_mgpu.mirror import AXIS, mesh_of, on_each, on_every, placed, to_devices
 from theano_mgpu.split import Round
-from theano_mgpu.vectors import Slot, Values, Vector, joined
+from theano_mgpu.vectors import Slot, Values, Vector, joined, variables_of
 
-__all__ = ["DeviceProgram", "Report", "ShardResults", "UpdateProgram", "Updated"]
+__all__ = ["DeviceProgram", "ProgramMemory", "Report", "ShardResults", "UpdateProgram", "Updated"]
 
 _MUCH_MEMORY = 64 * 2**20  # whose clearing takes longer than to ask for huge pages
 
@@ -51,6 +51,19 @@ class ShardResults:
 
     values: list[jax.Array]
     report: Report
+
+
+@dataclass(frozen=True)
+class ProgramMemory:
+    """What one call needs on each device, by XLA's account: bytes, and floating-point operations.
+
+    ``inputs`` are all arguments but shared variables.
+    """
+
+    inputs: int
+    results: int
+    temporary: int
+    operations: float
 
 
 class DeviceProgram:
@@ -89,15 +102,19 @@ class DeviceProgram:
             map_in_huge_pages(len(self._contexts), self._temporary_bytes)
         return ShardResults(values, Report(per_example, checks))
 
-    def lower(self, turn: Round, inputs: Sequence[Any], shared: Sequence[jax.Array]) -> Callable[[], None]:
+    def lower(
+        self, turn: Round, inputs: Sequence[Any], shared: Sequence[jax.ShapeDtypeStruct]
+    ) -> Callable[[], ProgramMemory]:
         """All of a first call that needs Python, ``values_like`` with it; what is returned compiles the program."""
-        with to_devices():
+        with jax.enable_x64(True), to_devices():
             lowered = self._run.lower(*self._checked_arguments(turn, inputs, shared))
         self.values_like, _, _ = lowered.out_info
+        operations = (lowered.cost_analysis() or {}).get("flops", 0.0)
 
-        def compile_program() -> None:
-            memory = lowered.compile().memory_analysis()
-            self._temporary_bytes = max(self._temporary_bytes, memory.temp_size_in_bytes)
+        def compile_program() -> ProgramMemory:
+            memory = _memory_of(lowered, shared, operations)
+            self._temporary_bytes = max(self._temporary_bytes, memory.temporary)
+            return memory
 
         return compile_program
 
@@ -201,6 +218,9 @@ class UpdateProgram:
         self._rest = lower(bundled.rest)
         self._rules = [lower(bundle.rule) for bundle in bundled.bundles]
         self.checks: list[Check] = []
+        self.shared = bundled.shared
+        gathered = {variable for slot in bundled.gathered for variable in variables_of(slot)}
+        self.whole = [v for v in bundled.rest.inputs if v not in gathered]
         self._scalars = [scalar for bundle in bundled.bundles for scalar in bundle.scalars]
         self._outputs = len(bundled.rest.outputs) - len(self._scalars) - len(bundled.single)
         self._constants = _constants_of(self._rest, placement)
@@ -215,10 +235,12 @@ class UpdateProgram:
                 require_same_shape(slot, value.shape)
         return updated
 
-    def compile(self, rows: Sequence[Sequence[Any]], whole: Sequence[Any], shared: Sequence[jax.Array]) -> None:
+    def compile(
+        self, rows: Sequence[Sequence[Any]], whole: Sequence[Any], shared: Sequence[jax.ShapeDtypeStruct]
+    ) -> ProgramMemory:
         """For arguments of these shapes, so that a call finds the program ready."""
         with jax.enable_x64(True), to_devices():  # not inherited by threads
-            self._run.lower(list(rows), list(whole), list(shared), self._constants).compile()
+            return _memory_of(self._run.lower(list(rows), list(whole), list(shared), self._constants), shared, 0)
 
     def _update(self, rows: Any, whole: list[Any], shared: list[Any], constants: list[Any]) -> Any:
         bundled, rest = self._bundled, self._bundled.rest
@@ -255,6 +277,14 @@ class UpdateProgram:
 
         between = jax.shard_map(reduced, mesh=mesh_of(contexts), in_specs=_EACH, out_specs=_SAME, check_vma=False)
         return between([row for (row,) in rows])
+
+
+def _memory_of(lowered: jax.stages.Lowered, shared: Sequence[Any], operations: float) -> ProgramMemory:
+    """Compile, and ask XLA."""
+    memory = lowered.compile().memory_analysis()
+    own = sum(like.size * like.dtype.itemsize for like in shared)
+    arguments, results = memory.argument_size_in_bytes, memory.output_size_in_bytes
+    return ProgramMemory(arguments - own, results, memory.temp_size_in_bytes, operations)
 
 
 def _flags(checks: Sequence[Check]) -> list[Flag]:

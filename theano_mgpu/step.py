@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -21,9 +20,9 @@ from theano_mgpu.commit import NewValue, commit, new_values, non_finite
 from theano_mgpu.cut import Cut, cut
 from theano_mgpu.devices import Context, Contexts
 from theano_mgpu.drawing import Running, diagram, draw
-from theano_mgpu.errors import NonFiniteError, UnsupportedGraphError
+from theano_mgpu.errors import DeviceMemoryError, NonFiniteError, UnsupportedGraphError
 from theano_mgpu.gather.combination import combined
-from theano_mgpu.gather.host import rows_like, rows_on_host
+from theano_mgpu.gather.host import rows_on_host
 from theano_mgpu.gather.tree import TreeSum
 from theano_mgpu.launch import launched_ahead
 from theano_mgpu.lowering.graph import lower
@@ -33,7 +32,6 @@ from theano_mgpu.mirror import (
     advanced,
     fetched,
     host_device,
-    on_each,
     on_every,
     on_host,
     placed,
@@ -42,7 +40,10 @@ from theano_mgpu.mirror import (
     shapes_of,
     write,
 )
+from theano_mgpu.plan import DeviceMemory, Plan
+from theano_mgpu.preparation import Preparation, Shapes
 from theano_mgpu.programs import DeviceProgram, Report, ShardResults, Updated, UpdateProgram
+from theano_mgpu.shards import ShardCount, is_out_of_memory
 from theano_mgpu.specification import (
     Form,
     check_used,
@@ -68,7 +69,7 @@ def function(
     updates: Any = None,
     givens: Any = None,
     contexts: Contexts | Context | str | None = None,
-    shards: int | None = None,
+    shards: int | str | None = None,
     update_on: str = "host",
     precision: str = "float32",
     broadcast: Sequence[Variable] = (),
@@ -92,7 +93,9 @@ def function(
     givens: dict or pairs of variables to replace, not inputs.
     contexts: ``tm.contexts(...)`` or its argument; every device of the machine by default.
     shards: the number of pieces a batch is cut into, one per device by default; devices take turns, so that a batch
-        may be larger than their memory.
+        may be larger than their memory. "auto": the smallest power of two with which every device's memory suffices
+        (``step.plan``). For a power of two the result is the same to the bit on any power of two of devices of one
+        kind. Where a device runs out of memory all the same, the step goes on with twice as many.
     update_on: "host", or "device" where the averages are taken between the devices and each applies the update.
     precision: of matrix products and convolutions, "float32" (as the graph says) or "bfloat16" (float32 operands
         rounded).
@@ -133,7 +136,7 @@ def function(
         arguments,
         form,
         contexts,
-        shards=len(contexts) if shards is None else positive("shards", shards),
+        shards=None if shards == "auto" else len(contexts) if shards is None else positive("shards", shards),
         update_on=update_on,
         precision=named_precision(precision),
         nonfinite=nonfinite,
@@ -151,7 +154,7 @@ class Step:
         form: Form,
         contexts: Contexts,
         *,
-        shards: int,
+        shards: int | None,
         update_on: str,
         precision: Precision,
         nonfinite: str,
@@ -160,11 +163,11 @@ class Step:
         self.cut = cut
         self.name = name
         self.contexts = contexts
-        self.shards = shards
         self.update_on = update_on
         self.nonfinite = nonfinite
         self.skipped = 0  # steps left out under nonfinite="skip"
         self._calls = 0
+        self._shard_count = ShardCount(name, shards, len(contexts))
         self._form = form
         self._signature = Signature(name, tuple(arguments), cut.split)
         self._on_device = update_on == "device"
@@ -190,13 +193,51 @@ class Step:
             self.contexts if self._on_device else None,
             looks=self._lending and self.nonfinite != "ignore",
         )
-        self._compiled_sizes: set[int] = set()  # of shards
+        self._preparation = Preparation(
+            self.cut,
+            self._program,
+            self._update,
+            self._mirrored,
+            self._update_mirrors.placement,
+            self.contexts,
+            on_device=self._on_device,
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """One step; outputs come as numpy arrays. Nothing visible changes before the commit."""
+        """One step; outputs come as numpy arrays."""
         batch = self._signature.bind(args, kwargs)
-        if shapes_of(self._bundled.shapes) != self._bundled.shapes:  # a value of another shape was set
-            self._make_programs()
+        while True:
+            try:
+                outputs = self._step(batch)
+                break
+            except Exception as error:
+                if not is_out_of_memory(error) or not self.cut.split:
+                    raise
+                self._require_separate_shards(error)
+                self._shard_count.halve(len(batch[self.cut.split[0]]), error)
+        self._shard_count.tell()
+        return self._form.filled(outputs)
+
+    @property
+    def shards(self) -> int:
+        """The number of pieces that the last batch was cut into, or the next will be."""
+        return self._shard_count.now
+
+    def plan(self, batch_size: int, **shapes: Sequence[int]) -> Plan:
+        """What a step on ``batch_size`` examples needs of memory and arithmetic; nothing runs, programs are compiled.
+
+        ``shapes``: of one example of an input, by name, where the graph does not tell: ``images=(224, 224, 3)``.
+        Raises ValueError or TypeError for a batch size or shapes that are not enough or do not fit, DeviceMemoryError
+        with shards="auto" where not one example fits.
+        """
+        batch_size = positive("batch_size", batch_size)
+        self._follow_shapes()
+        inputs = self._signature.shapes(batch_size, shapes)
+        return self._preparation.plan(batch_size, self._shards_for(batch_size, inputs), inputs)
+
+    def _step(self, batch: Mapping[Variable, np.ndarray]) -> list[np.ndarray]:
+        """Nothing visible changes before the commit."""
+        self._follow_shapes()
         with jax.enable_x64(True):
             turns = self._split(batch)
             shared = self._mirrors.arrays(self._mirrored)
@@ -207,25 +248,49 @@ class Step:
             values = self._new_values(turns, updated, batch)
             outputs = self._outputs(turns, reports, updated)
             self._commit(values)
-        return self._form.filled(outputs)
+        return outputs
+
+    def _follow_shapes(self) -> None:
+        if shapes_of(self._bundled.shapes) != self._bundled.shapes:  # a value of another shape was set
+            self._make_programs()
 
     def _split(self, batch: Mapping[Variable, np.ndarray]) -> Sequence[Round]:
         if not self.cut.split:
             return [split.whole_batch_round(len(self.contexts))]
-        turns = split.rounds(len(batch[self.cut.split[0]]), self.shards, len(self.contexts))
+        examples = len(batch[self.cut.split[0]])
+        shards = self._shards_for(examples, {v: value.shape for v, value in batch.items()})
+        turns = split.rounds(examples, shards, len(self.contexts))
         if len(turns) > 1 and self._device_part.has_collectives:
             raise ValueError(
                 f"{self.name}(): an average is needed again on the devices (synchronised batch norm), so all shards "
-                f"must run at once, but {self.shards} shards of this batch take {len(turns)} rounds on "
+                f"must run at once, but {shards} shards of this batch take {len(turns)} rounds on "
                 f"{len(self.contexts)} devices. Use as many shards as devices and a batch that they divide evenly."
             )
         return turns
+
+    def _require_separate_shards(self, error: Exception) -> None:
+        if self._device_part.has_collectives:
+            raise DeviceMemoryError(
+                f"{self.name}(): out of memory, and an average is needed again on the devices (synchronised batch "
+                f"norm), so that shards cannot take turns: {error} No parameter was changed. Use a smaller batch or "
+                f"more devices."
+            ) from error
+
+    def _shards_for(self, examples: int, shapes: Shapes) -> int:
+        preparation = self._preparation
+
+        def need(shards: int) -> DeviceMemory:
+            return preparation.device_memory(split.rounds(examples, shards, len(self.contexts)), shapes)
+
+        return self._shard_count.of(examples, need, preparation.limit)
 
     def _run(
         self, turns: Sequence[Round], batch: Mapping[Variable, np.ndarray], shared: list[Any]
     ) -> Iterator[ShardResults]:
         try:
-            self._compile(turns, batch, shared)
+            shapes = {v: value.shape for v, value in batch.items()}
+            self._preparation.prepare(turns, shapes)
+            self._preparation.require_fit(turns, shapes)
             yield from launched_ahead([partial(self._launch, turn, batch, shared) for turn in turns], self.contexts)
         except UnsupportedGraphError:
             raise
@@ -234,19 +299,6 @@ class Step:
 
     def _launch(self, turn: Round, batch: Mapping[Variable, np.ndarray], shared: list[Any]) -> ShardResults:
         return self._program(turn, self._placed(turn, batch), shared)
-
-    def _compile(self, turns: Sequence[Round], batch: Mapping[Variable, np.ndarray], shared: list[Any]) -> None:
-        """Both programs at once, ahead of their first calls: compiled one by one, they leave cores idle."""
-        new = {turn.size: turn for turn in turns if turn.size not in self._compiled_sizes}
-        if not new:
-            return
-        compilations = [self._program.lower(turn, self._placed(turn, batch), shared) for turn in new.values()]
-        with ThreadPoolExecutor(1) as pool:
-            if not self._compiled_sizes:  # what is wrong with the update rule, its call will say
-                pool.submit(self._update.compile, self._rows_like(), *self._update_arguments(batch))
-            for compile_program in compilations:
-                compile_program()
-        self._compiled_sizes.update(new)
 
     def _placed(self, turn: Round, batch: Mapping[Variable, np.ndarray]) -> list[Any]:
         """The device part's inputs for a round: split ones a shard each, the others whole."""
@@ -262,25 +314,18 @@ class Step:
         """Each device's sum over its shards, a row each, and what else the rounds gave: no round's gradients stay."""
         sums = TreeSum(partial(combined, self._bundled.kinds))
         reports = []
-        for turn, result in zip(turns, results, strict=True):
-            sums.push(turn.place, result.values)
+        following = [turn.place for turn in turns[1:]] + [turns[-1].place + 1]
+        for turn, result, next_place in zip(turns, results, following, strict=True):
+            sums.push(turn.place, result.values, next_place)
             reports.append(result.report)
         values = sums.result()
         return [[value] for value in values] if self._on_device else rows_on_host(values), reports
-
-    def _rows_like(self) -> list[list[jax.ShapeDtypeStruct]]:
-        values = self._program.values_like
-        if not self._on_device:
-            return rows_like(values, self.contexts)
-        each = on_each(self.contexts)
-        return [[jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=each)] for value in values]
 
     def _apply(self, rows: list[list[Any]], batch: Mapping[Variable, np.ndarray]) -> Updated:
         return self._update(rows, *self._update_arguments(batch))
 
     def _update_arguments(self, batch: Mapping[Variable, np.ndarray]) -> tuple[list[Any], list[Any]]:
-        inputs = [batch[v] for v in self._bundled.rest.inputs if v in self.cut.whole]
-        whole = placed(inputs, self._update_mirrors.placement)
+        whole = placed([batch[v] for v in self._update.whole], self._update_mirrors.placement)
         return whole, self._update_mirrors.arrays(self._bundled.shared)
 
     def _check(self, reports: list[Report], updated: Updated) -> None:

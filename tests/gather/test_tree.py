@@ -34,9 +34,9 @@ def test_neighbours_are_added_first(count, order):
 def streamed(leaves: dict[int, list[str]], add=pair) -> TreeSum:
     """The leaves of each place, one by one."""
     total = TreeSum(add)
-    for place, of_place in sorted(leaves.items()):
-        for leaf in of_place:
-            total.push(place, leaf)
+    pairs = [(place, leaf) for place, of_place in sorted(leaves.items()) for leaf in of_place]
+    for i, (place, leaf) in enumerate(pairs):
+        total.push(place, leaf, following=pairs[i + 1][0] if i + 1 < len(pairs) else place + 1)
     return total
 
 
@@ -65,11 +65,11 @@ def test_two_leaves_of_one_place_are_added_first(count, data):
 
 
 @given(counts)
-def test_one_partial_sum_is_held_for_each_level_and_the_latest_leaf(count):
+def test_one_partial_sum_is_held_for_each_level(count):
     held = TreeSum(pair)
     for i in range(count):
-        held.push(i, str(i))
-        assert len(held._branches) <= math.floor(math.log2(i + 1)) + 1
+        held.push(i, str(i), following=i + 1)
+        assert len(held._branches) == (i + 1).bit_count()
 
 
 @given(st.integers(0, 6), st.integers(0, 6), st.sets(st.integers(0, 63)))

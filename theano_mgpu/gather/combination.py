@@ -29,9 +29,9 @@ def combination(kind: str) -> Combination:
     return _COMBINATIONS[kind]
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def combined(kinds: Sequence[str], left: Sequence[jax.Array], right: Sequence[jax.Array]) -> list[jax.Array]:
-    """Two shards' arrays, or two partial results, combined one by one."""
+    """Two shards' arrays, or two partial results, combined one by one, in the memory of the left ones."""
     return [combination(kind).combine(a, b) for kind, a, b in zip(kinds, left, right, strict=True)]
 
 

@@ -21,21 +21,21 @@ def tree_sum(leaves: Sequence[T], add: Callable[[T, T], T]) -> T:
 
 
 class TreeSum(Generic[T]):
-    """``tree_sum`` of leaves that come one by one, holding about one partial sum a level.
+    """``tree_sum`` of leaves that come one by one, holding at most one partial sum a level.
 
-    Leaves come in the order of their places. Several may have one place, and some places none: those go up the tree as
-    they are, as if nothing had been added.
+    Leaves come in the order of their places. Several may have one place; a place that has none counts as nothing.
     """
 
     def __init__(self, add: Callable[[T, T], T]) -> None:
         self._add = add
         self._branches: list[_Branch[T]] = []  # from left to right
 
-    def push(self, place: int, leaf: T) -> None:
-        self._close_before(place)
+    def push(self, place: int, leaf: T, following: int) -> None:
+        """``following`` is the place of the next leaf; after the last one any place will do."""
         if self._branches and self._branches[-1].first == place:
             leaf = self._add(self._branches.pop().value, leaf)
         self._branches.append(_Branch(place, 1, leaf))
+        self._close_before(following)
 
     def result(self) -> T:
         values = [branch.value for branch in self._branches]
