@@ -402,3 +402,46 @@ def test_two_steps_share_their_variables(eight):
     for values, outputs in zip(reference.batches, reference.outputs, strict=True):
         assert_close(evaluate(*values)["predicted"], outputs[2])
         train(*values)
+
+
+# Batches sent ahead
+
+
+@BOTH
+@pytest.mark.parametrize(("devices", "shards"), [(1, 1), (1, 4), (2, 2), (4, 8)])
+def test_a_batch_that_was_put_gives_the_same_bits(eight, devices, shards, update_on):
+    """In any order of putting and stepping, and though the caller's arrays are written anew in the meantime."""
+    found = []
+    for put in (False, True):
+        graph = momentum_graph()
+        options = {"contexts": eight[:devices], "shards": shards, "update_on": update_on}
+        step = tm.function(graph.inputs, graph.outputs, updates=graph.updates, **options)
+        batches = [(*batch(size, size), 0.1) for size in (16, 11)]
+        if put:
+            sent = [step.put(*batches[0]), step.put(x=batches[1][0], y=batches[1][1], learning_rate=0.1)]
+            for x, y, _ in batches:
+                x[:], y[:] = 0, 0
+            results = [step(one) for one in sent]
+        else:
+            results = [step(*one) for one in batches]
+        found.append((*(value.tobytes() for result in results for value in result.values()), *states(*graph.updates)))
+    assert found[0] == found[1]
+
+
+def test_a_put_batch_moves_nothing_more_when_the_step_runs(eight, monkeypatch):
+    x = pt.matrix("x", dtype="float32")
+    step = tm.function([x], tm.average(x.mean()), contexts=eight[:4], shards=8)
+    sent = step.put(batch(16)[0])
+    monkeypatch.setattr("theano_mgpu.split._on_each", None)
+    assert step(sent) == pytest.approx(batch(16)[0].mean(), rel=1e-5)
+
+
+def test_a_put_batch_is_of_one_step_and_alone(eight):
+    x, y = pt.vector("x", dtype="float32"), pt.vector("y", dtype="float32")
+    one, other = (tm.function([x, y], tm.average((x * y).mean()), contexts=eight[:2], name=n) for n in ("a", "b"))
+    sent = one.put(np.ones(4, "float32"), np.ones(4, "float32"))
+    for call in (lambda: other(sent), lambda: one(sent, np.ones(4, "float32")), lambda: one(sent, y=sent)):
+        with pytest.raises(TypeError, match=r"only argument, and of the step that put it: [ab]\([ab]\.put\(\.\.\.\)\)"):
+            call()
+    with pytest.raises(ValueError, match=r"a\(\): 'y' has 3 examples but 'x' has 4"):
+        one.put(np.ones(4, "float32"), np.ones(3, "float32"))

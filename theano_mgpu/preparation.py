@@ -172,7 +172,7 @@ class Preparation:
     def _like(self, turn: Round, shapes: Shapes) -> tuple[list[Any], list[Any]]:
         """What stands for the device program's inputs and shared variables."""
         devices, on_all = len(self._contexts), on_every(self._contexts)
-        each = on_each(self._contexts) if devices > 1 else None  # one device takes numpy arrays over in the call
+        each = split.placement(self._contexts)
         inputs = [
             _like((devices * turn.size, *shapes[v][1:]), v, each)
             if v in self._cut.split

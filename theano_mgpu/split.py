@@ -6,6 +6,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from jax.sharding import Sharding
 from theano_mgpu.devices import Contexts
 from theano_mgpu.mirror import on_each, to_devices
 
-__all__ = ["Round", "in_order", "parts", "place", "rounds", "whole_batch_round"]
+__all__ = ["Round", "in_order", "place", "placement", "rounds", "whole_batch_round"]
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,21 @@ def whole_batch_round(devices: int) -> Round:
     return Round(0, 0, (0,) * devices, (0,) * devices, (1.0,) + (0.0,) * (devices - 1))
 
 
-def parts(batch: Sequence[np.ndarray], turn: Round, device: int) -> list[np.ndarray]:
-    """The device's shard of every split input."""
-    start = turn.starts[device]
-    return [array[start : start + turn.size] for array in batch]
+def placement(contexts: Contexts) -> Sharding | None:
+    """Where ``place`` puts shards; None where it leaves them numpy arrays.
+
+    One simulated device takes those over in the call itself, sooner than they could be placed.
+    """
+    return None if len(contexts) == 1 and contexts.platform == "cpu" else on_each(contexts)
 
 
-def place(batch: Sequence[np.ndarray], turn: Round, contexts: Contexts) -> list[jax.Array]:
+def place(batch: Sequence[np.ndarray], turn: Round, contexts: Contexts) -> list[Any]:
     """The round's part of every split input, one shard on each device."""
+    where = placement(contexts)
+    if where is None:
+        return [array[turn.starts[0] : turn.starts[0] + turn.size] for array in batch]
     with to_devices():
-        return [_on_each(array, turn, on_each(contexts)) for array in batch]
+        return [_on_each(array, turn, where) for array in batch]
 
 
 def in_order(turns: Sequence[Round], results: Sequence[np.ndarray]) -> np.ndarray:

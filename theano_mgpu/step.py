@@ -144,6 +144,15 @@ def function(
     )
 
 
+class SentBatch(dict[Variable, np.ndarray]):
+    """A batch that is on the devices already, the inputs of each round of ``step``; ``step.put`` makes it."""
+
+    def __init__(self, step: Step, values: Mapping[Variable, np.ndarray]) -> None:
+        super().__init__(values)
+        self.step = step
+        self.placed: dict[Round, list[Any]] = {}
+
+
 class Step:
     """A training step, or any function of a batch, over many devices. ``tm.function`` makes it."""
 
@@ -205,7 +214,7 @@ class Step:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One step; outputs come as numpy arrays."""
-        batch = self._signature.bind(args, kwargs)
+        batch = self._bound(args, kwargs)
         while True:
             try:
                 outputs = self._step(batch)
@@ -217,6 +226,18 @@ class Step:
                 self._shard_count.halve(len(batch[self.cut.split[0]]), error)
         self._shard_count.tell()
         return self._form.filled(outputs)
+
+    def put(self, *args: Any, **kwargs: Any) -> SentBatch:
+        """Split a batch and send it to the devices ahead of time: ``step(step.put(images, labels))``.
+
+        Returns at once, while the devices may still compute the step before; so the next batch's transfer and this
+        one's computation overlap. The arrays are copied, and are the caller's again.
+        """
+        batch = SentBatch(self, {v: np.array(value) for v, value in self._signature.bind(args, kwargs).items()})
+        self._follow_shapes()
+        with jax.enable_x64(True):
+            batch.placed = {turn: self._placed(turn, batch) for turn in self._split(batch)}
+        return batch
 
     @property
     def shards(self) -> int:
@@ -249,6 +270,16 @@ class Step:
             outputs = self._outputs(turns, reports, updated)
             self._commit(values)
         return outputs
+
+    def _bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[Variable, np.ndarray]:
+        if not any(isinstance(argument, SentBatch) for argument in (*args, *kwargs.values())):
+            return self._signature.bind(args, kwargs)
+        if len(args) != 1 or kwargs or args[0].step is not self:
+            raise TypeError(
+                f"{self.name}(): a batch that was put is the step's only argument, and of the step that put it: "
+                f"{self.name}({self.name}.put(...))."
+            )
+        return args[0]
 
     def _follow_shapes(self) -> None:
         if shapes_of(self._bundled.shapes) != self._bundled.shapes:  # a value of another shape was set
@@ -302,11 +333,10 @@ class Step:
 
     def _placed(self, turn: Round, batch: Mapping[Variable, np.ndarray]) -> list[Any]:
         """The device part's inputs for a round: split ones a shard each, the others whole."""
+        if isinstance(batch, SentBatch) and turn in batch.placed:
+            return batch.placed[turn]
         inputs = self.cut.device.inputs
-        # One device takes numpy arrays over in the call itself, sooner than they could be placed.
-        arrays = [batch[v] for v in inputs if v in self.cut.split]
-        several = len(self.contexts) > 1
-        parts = iter(split.place(arrays, turn, self.contexts) if several else split.parts(arrays, turn, 0))
+        parts = iter(split.place([batch[v] for v in inputs if v in self.cut.split], turn, self.contexts))
         whole = iter(placed([batch[v] for v in inputs if v in self.cut.whole], self._mirrors.placement))
         return [next(parts if v in self.cut.split else whole) for v in inputs]
 
