@@ -42,6 +42,7 @@ ROOMS = [
     "arguments",
     "specification",
     "step",
+    "verification",
     "updates",
     "schedules",
     "init",

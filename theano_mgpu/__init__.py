@@ -4,10 +4,11 @@ from theano_mgpu import data, init, layers, lowering, models, nn, schedules, upd
 from theano_mgpu.arguments import In
 from theano_mgpu.averages import average, grad, maximum, minimum, total
 from theano_mgpu.devices import Context, Contexts, contexts
-from theano_mgpu.errors import CutError, DeviceMemoryError, NonFiniteError, UnsupportedGraphError
+from theano_mgpu.errors import CutError, DeviceMemoryError, DivergenceError, NonFiniteError, UnsupportedGraphError
 from theano_mgpu.plan import Plan
 from theano_mgpu.step import Step, function
 from theano_mgpu.store import ParameterStore
+from theano_mgpu.verification import Verification, verify
 
 __version__ = "0.1.0"
 
@@ -16,12 +17,14 @@ __all__ = [
     "Contexts",
     "CutError",
     "DeviceMemoryError",
+    "DivergenceError",
     "In",
     "NonFiniteError",
     "ParameterStore",
     "Plan",
     "Step",
     "UnsupportedGraphError",
+    "Verification",
     "average",
     "contexts",
     "data",
@@ -37,4 +40,5 @@ __all__ = [
     "schedules",
     "total",
     "updates",
+    "verify",
 ]

@@ -1,6 +1,7 @@
 """What a caller may want to catch.
 
 ArithmeticError
+├── DivergenceError       devices that should have the same bits have not
 └── NonFiniteError        a step's update held NaN or infinity; no parameter was changed
 ValueError
 └── CutError              a graph that cannot be cut into a device part and a host part
@@ -12,7 +13,11 @@ MemoryError
 
 from __future__ import annotations
 
-__all__ = ["CutError", "DeviceMemoryError", "NonFiniteError", "UnsupportedGraphError"]
+__all__ = ["CutError", "DeviceMemoryError", "DivergenceError", "NonFiniteError", "UnsupportedGraphError"]
+
+
+class DivergenceError(ArithmeticError):
+    """Devices that should have the same bits have not."""
 
 
 class NonFiniteError(ArithmeticError):

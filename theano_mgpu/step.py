@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -57,7 +58,7 @@ from theano_mgpu.specification import (
     with_givens,
 )
 from theano_mgpu.split import Round
-from theano_mgpu.vectors import Vector, slots_of
+from theano_mgpu.vectors import Slot, Vector, slots_of
 
 __all__ = ["Step", "function"]
 
@@ -144,6 +145,14 @@ def function(
     )
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """What a step computed, before it is committed; no new values where it is left out."""
+
+    new_values: list[NewValue] | None
+    outputs: list[np.ndarray]
+
+
 class SentBatch(dict[Variable, np.ndarray]):
     """A batch that is on the devices already, the inputs of each round of ``step``; ``step.put`` makes it."""
 
@@ -169,6 +178,9 @@ class Step:
         nonfinite: str,
         name: str,
     ) -> None:
+        self._over = partial(
+            Step, cut, arguments, form, update_on=update_on, precision=precision, nonfinite=nonfinite, name=name
+        )
         self.cut = cut
         self.name = name
         self.contexts = contexts
@@ -215,17 +227,32 @@ class Step:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One step; outputs come as numpy arrays."""
         batch = self._bound(args, kwargs)
+        self._calls += 1
         while True:
             try:
-                outputs = self._step(batch)
+                attempt = self._attempt(batch)
                 break
             except Exception as error:
                 if not is_out_of_memory(error) or not self.cut.split:
                     raise
                 self._require_separate_shards(error)
                 self._shard_count.halve(len(batch[self.cut.split[0]]), error)
+        self._commit(attempt.new_values)
         self._shard_count.tell()
-        return self._form.filled(outputs)
+        return self._form.filled(attempt.outputs)
+
+    def attempt(self, *args: Any, **kwargs: Any) -> Attempt:
+        """All of a step but its commit."""
+        return self._attempt(self._bound(args, kwargs))
+
+    def over(self, contexts: Contexts) -> Step:
+        """The same step, in as many shards, over other contexts."""
+        return self._over(contexts, shards=self.shards)
+
+    def mirrored(self) -> dict[Slot, jax.Array]:
+        """What the devices have of shared variables now."""
+        with jax.enable_x64(True):
+            return dict(zip(self._mirrored, self._mirrors.arrays(self._mirrored), strict=True))
 
     def put(self, *args: Any, **kwargs: Any) -> SentBatch:
         """Split a batch and send it to the devices ahead of time: ``step(step.put(images, labels))``.
@@ -256,7 +283,7 @@ class Step:
         inputs = self._signature.shapes(batch_size, shapes)
         return self._preparation.plan(batch_size, self._shards_for(batch_size, inputs), inputs)
 
-    def _step(self, batch: Mapping[Variable, np.ndarray]) -> list[np.ndarray]:
+    def _attempt(self, batch: Mapping[Variable, np.ndarray]) -> Attempt:
         """Nothing visible changes before the commit."""
         self._follow_shapes()
         with jax.enable_x64(True):
@@ -265,11 +292,8 @@ class Step:
             rows, reports = self._gather(turns, self._run(turns, batch, shared))
             updated = self._apply(rows, batch)
             self._check(reports, updated)
-            self._calls += 1
             values = self._new_values(turns, updated, batch)
-            outputs = self._outputs(turns, reports, updated)
-            self._commit(values)
-        return outputs
+            return Attempt(values, self._outputs(turns, reports, updated))
 
     def _bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[Variable, np.ndarray]:
         if not any(isinstance(argument, SentBatch) for argument in (*args, *kwargs.values())):
