@@ -34,6 +34,7 @@ ROOMS = [
     "programs",
     "launch",
     "finite",
+    "loss_scale",
     "arguments",
     "specification",
     "step",

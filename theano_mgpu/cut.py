@@ -19,7 +19,7 @@ from pytensor.graph.replace import clone_replace
 from pytensor.graph.traversal import ancestors, toposort
 from pytensor.tensor.random.type import RandomType
 
-from theano_mgpu.averages import Average, ShardWeight, Total
+from theano_mgpu.averages import Average, GradientAverage, ShardWeight, Total
 from theano_mgpu.errors import CutError
 
 __all__ = ["Cut", "Program", "Reduction", "cut", "program"]
@@ -41,6 +41,7 @@ class Reduction:
     value: Variable
     placeholder: Variable
     weighted: bool  # an average, as against a total
+    of_gradient: bool = False  # an average that ``grad`` made, to be divided by the loss scale
 
     @property
     def label(self) -> str:
@@ -120,7 +121,7 @@ def cut(
     host_outputs = [*(o for o, per_example in zip(outputs, kinds, strict=True) if not per_example), *new_values]
 
     frontier = _frontier(host_outputs)
-    reductions = tuple(Reduction(v.owner.inputs[0], _placeholder(v), isinstance(v.owner.op, Average)) for v in frontier)
+    reductions = tuple(_reduction(v) for v in frontier)
     placeholders = dict(zip(frontier, (r.placeholder for r in reductions), strict=True))
     host_graph = _with_placeholders(host_outputs, placeholders)
     device_graph = _without_idle_averages((*(r.value for r in reductions), *per_example_outputs), split)
@@ -171,7 +172,7 @@ def _without_idle_averages(outputs: tuple[Variable, ...], split: Sequence[Variab
     """The graph less averages of what is the same on every shard, such as the pullback of a total's."""
     differing = _BatchData(outputs, split, random=True)
     idle = {
-        node.outputs[0]: node.inputs[0]
+        node.outputs[0]: node.op.of_one_shard(node.inputs[0])
         for node in toposort(outputs)
         if isinstance(node.op, Average) and node.inputs[0] not in differing
     }
@@ -193,6 +194,12 @@ def _frontier(outputs: Sequence[Variable]) -> list[Variable]:
         else:
             stack.extend(variable.owner.inputs)
     return [v for node in toposort(outputs) for v in node.outputs if v in found]
+
+
+def _reduction(reduced: Variable) -> Reduction:
+    op = reduced.owner.op
+    value, weighted, of_gradient = reduced.owner.inputs[0], isinstance(op, Average), isinstance(op, GradientAverage)
+    return Reduction(value, _placeholder(reduced), weighted, of_gradient)
 
 
 def _placeholder(average: Variable) -> Variable:

@@ -58,13 +58,21 @@ class DeviceProgram:
     """
 
     def __init__(
-        self, cut: Cut, lowered: Lowered, averages: Sequence[Slot], contexts: Contexts, *, reduced: bool
+        self,
+        cut: Cut,
+        lowered: Lowered,
+        averages: Sequence[Slot],
+        contexts: Contexts,
+        *,
+        reduced: bool,
+        loss_scale: Callable[[], float] | None = None,
     ) -> None:
         self._cut = cut
         self._averages = averages
         self._lowered = lowered
         self._contexts = contexts
         self._reduced = reduced
+        self._loss_scale = loss_scale  # asked for at each call
         self._split = [v in cut.split for v in cut.device.inputs]
         self._random = [isinstance(v.type, RandomType) for v in cut.device.shared]
         self._constants = _constants_of(lowered, on_every(contexts))
@@ -77,7 +85,7 @@ class DeviceProgram:
         mapped = jax.shard_map(
             self._part,
             mesh=mesh_of(contexts),
-            in_specs=(_EACH, _EACH, inputs, [_SAME] * len(cut.device.shared), [_SAME] * len(self._constants)),
+            in_specs=(_EACH, _EACH, inputs, [_SAME] * len(cut.device.shared), [_SAME] * len(self._constants), _EACH),
             out_specs=([_SAME if reduced else _EACH] * len(averages), _EACH, _EACH),
             check_vma=False,
         )
@@ -106,7 +114,9 @@ class DeviceProgram:
     def _checked_arguments(self, turn: Round, inputs: Sequence[Any], shared: Sequence[jax.Array]) -> tuple[Any, ...]:
         weights = self._one_each(turn.weights, np.float64)
         numbers = self._one_each(turn.shards, np.int32)
-        arguments = (weights, numbers, list(inputs), list(shared), self._constants)
+        devices = len(self._contexts)
+        scales = [self._one_each((self._loss_scale(),) * devices, np.float32)] if self._loss_scale else []
+        arguments = (weights, numbers, list(inputs), list(shared), self._constants, scales)
         if self._cut.per_example and not self._batch_axis_checked:
             self._require_batch_axis(arguments, turn.size)
         return arguments
@@ -137,16 +147,21 @@ class DeviceProgram:
             self._places[dtype, numbers] = placed([np.asarray(numbers, dtype)], on_each(self._contexts))[0]
         return self._places[dtype, numbers]
 
-    def _part(self, weights: Any, numbers: Any, inputs: list[Any], shared: list[Any], constants: list[Any]) -> Any:
+    def _part(
+        self, weights: Any, numbers: Any, inputs: list[Any], shared: list[Any], constants: list[Any], scales: list[Any]
+    ) -> Any:
         """What one device traces: its own shard's part."""
         weight = weights[0]
+        shard = Shard(weight, lambda x: self._sum(x, weight), *(scale[0] for scale in scales))
         keys = [jax.random.fold_in(v, numbers[0]) if r else v for v, r in zip(shared, self._random, strict=True)]
         with collect_checks() as checks:
-            outputs = self._lowered.trace([*inputs, *keys, *constants], Shard(weight, lambda x: self._sum(x, weight)))
+            outputs = self._lowered.trace([*inputs, *keys, *constants], shard)
         self.checks = checks
         reductions = self._cut.reductions
         values = {
-            reduction.placeholder: value * weight.astype(value.dtype) if reduction.weighted else value
+            reduction.placeholder: (
+                value * shard.weight_in(reduction.of_gradient).astype(value.dtype) if reduction.weighted else value
+            )
             for reduction, value in zip(reductions, map(jnp.asarray, outputs), strict=False)
         }
         arrays = joined(self._averages, values, jnp)

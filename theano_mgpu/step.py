@@ -25,6 +25,7 @@ from theano_mgpu.finite import are_finite, is_finite
 from theano_mgpu.gather.host import HostGather
 from theano_mgpu.gather.mesh import MeshGather
 from theano_mgpu.launch import launched_ahead
+from theano_mgpu.loss_scale import LossScale
 from theano_mgpu.lowering.graph import lower
 from theano_mgpu.lowering.precision import Precision, named_precision
 from theano_mgpu.mirror import (
@@ -93,8 +94,11 @@ def function(
     shards: the number of pieces a batch is cut into, one per device by default; devices take turns, so that a batch
         may be larger than their memory.
     update_on: "host", or "device" where the averages are taken between the devices and each applies the update.
-    precision: of matrix products and convolutions, "float32" (as the graph says) or "bfloat16" (float32 operands
-        rounded).
+    precision: in which the part below the averages computes what the graph declares float32. "float32": so.
+        "bfloat16": products and convolutions take bfloat16 operands, add up in float32, and activations and their
+        gradients stay bfloat16; parameters, statistics, losses and averages are float32, and so is the update.
+        "float16": the same in float16, with a dynamic loss scale, ``step.loss_scale``. "float64": all of it in double
+        precision, its averages rounded. See docs/precision.md.
     nonfinite: a step with a non-finite update changes nothing and raises ``NonFiniteError`` ("raise"), changes nothing
         and goes on ("skip", counted in ``step.skipped``), or is applied ("ignore").
     on_unused_input: "raise", "warn" or "ignore"; allow_input_downcast: as in ``pytensor.function``.
@@ -104,6 +108,7 @@ def function(
     UnsupportedGraphError for what cannot run on a device.
     """
     reject_unknown(unknown)
+    computed_in = named_precision(precision)
     require_one_of("update_on", update_on, ("host", "device"))
     require_one_of("nonfinite", nonfinite, ("raise", "skip", "ignore"))
     require_one_of("on_unused_input", on_unused_input, ("raise", "warn", "ignore"))
@@ -134,7 +139,7 @@ def function(
         contexts,
         shards=len(contexts) if shards is None else positive("shards", shards),
         update_on=update_on,
-        precision=named_precision(precision),
+        precision=computed_in,
         nonfinite=nonfinite,
         name=name or "step",
     )
@@ -162,7 +167,7 @@ class Step:
         self.shards = shards
         self.update_on = update_on
         self.nonfinite = nonfinite
-        self.skipped = 0  # steps left out under nonfinite="skip"
+        self.skipped = 0  # steps left out, under nonfinite="skip" or for the loss scale
         self._calls = 0
         self._form = form
         self._signature = Signature(name, tuple(arguments), cut.split)
@@ -170,6 +175,8 @@ class Step:
         for variable in self.get_shared():
             require_mirrorable(variable)
         self._device_part = lower(cut.device, precision)
+        is_scaled = precision.is_scaled and any(reduction.of_gradient for reduction in cut.reductions)
+        self._loss_scale = LossScale() if is_scaled else None
         self._make_programs()
 
     def _make_programs(self) -> None:
@@ -178,12 +185,15 @@ class Step:
         is_one_place = self._on_device or self.contexts.devices == [host_device()]
         self._update_mirrors = self._mirrors if is_one_place else Mirrors(on_host())
         self._bundled = bundled(self.cut, shapes_of((*self.cut.host.shared, *self.cut.updated)))
-        self._program = DeviceProgram(
-            self.cut, self._device_part, self._bundled.averages, self.contexts, reduced=self._on_device
-        )
+        self._program = self._new_program(reduced=self._on_device)
         self._update = UpdateProgram(self._bundled, self._update_mirrors.placement)
         self._compiled_sizes: set[int] = set()  # of shards
         self._compiled_sums: set[int | None] = set()  # of so many shards of one round, or None: of several rounds
+
+    def _new_program(self, *, reduced: bool) -> DeviceProgram:
+        averages, scale = self._bundled.averages, self._loss_scale
+        asked = None if scale is None else lambda: scale.value
+        return DeviceProgram(self.cut, self._device_part, averages, self.contexts, reduced=reduced, loss_scale=asked)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One step; outputs come as numpy arrays. Nothing visible changes before the commit."""
@@ -197,7 +207,7 @@ class Step:
             updated = self._apply(leaves, batch)
             self._check(reports, updated)
             self._calls += 1
-            new_values = self._new_values(turns, updated, batch)
+            new_values = self._new_values(turns, leaves, updated, batch)
             outputs = self._outputs(turns, reports, updated)
             self._commit(updated, new_values)
         return self._form.filled(outputs)
@@ -286,11 +296,13 @@ class Step:
                     raise check.error(f"{self.name}(): {check.message.format(**shown)}")
 
     def _new_values(
-        self, turns: Sequence[Round], updated: Updated, batch: Mapping[Variable, np.ndarray]
+        self, turns: Sequence[Round], leaves: list[list[Any]], updated: Updated, batch: Mapping[Variable, np.ndarray]
     ) -> list[np.ndarray] | None:
         """The new values on the host, an array a slot; None for a step that is skipped."""
         taken = {read(v).ctypes.data for v in self.cut.host.shared if isinstance(read(v), np.ndarray)}
         new_values = [as_numpy(array, taken) for array in updated.new_values]
+        if self._loss_scale and self._loss_scale.excuses(self._gradients(leaves), all(are_finite(new_values))):
+            return None
         if self.nonfinite == "ignore":
             return new_values
         bad = [
@@ -304,12 +316,20 @@ class Step:
             raise NonFiniteError(self._non_finite(turns, bad, batch))
         return None if bad else new_values
 
+    def _gradients(self, leaves: list[list[Any]]) -> list[list[Any]]:
+        """Of the gather's results those that ``tm.grad`` asked for."""
+        gradients = {reduction.placeholder for reduction in self.cut.reductions if reduction.of_gradient}
+        slots = zip(self._bundled.averages, leaves, strict=True)
+        return [parts for slot, parts in slots if not gradients.isdisjoint(variables_of(slot))]
+
     def _non_finite(
         self, turns: Sequence[Round], bad: list[SharedVariable], batch: Mapping[Variable, np.ndarray]
     ) -> str:
         names = [v.name or str(v) for v in bad]
         shards = self._non_finite_shards(turns, batch)
         where = f"shards {shards} gave non-finite averages" if shards else "every shard's averages are finite"
+        if self._loss_scale:
+            where += f", and the loss scale has fallen to {self._loss_scale.value:g}, so that no smaller one would help"
         return (
             f"{self.name}(): call {self._calls} would write NaN or infinity to {', '.join(names[:8])}"
             f"{f' and {len(names) - 8} more' if len(names) > 8 else ''}; {where}. No parameter was changed. Look at "
@@ -317,7 +337,7 @@ class Step:
         )
 
     def _non_finite_shards(self, turns: Sequence[Round], batch: Mapping[Variable, np.ndarray]) -> list[int]:
-        program = DeviceProgram(self.cut, self._device_part, self._bundled.averages, self.contexts, reduced=False)
+        program = self._new_program(reduced=False)
         shared = self._mirrors.arrays(self.cut.device.shared)
         found = []
         for turn in turns:
@@ -334,6 +354,8 @@ class Step:
         return [(per_example if o.per_example else single)[o.index] for o in self.cut.outputs]
 
     def _commit(self, updated: Updated, new_values: list[np.ndarray] | None) -> None:
+        if self._loss_scale:
+            self._loss_scale.follow(left_out=new_values is None)
         if new_values is None:
             self.skipped += 1
             return
@@ -345,6 +367,24 @@ class Step:
             self._update_mirrors.keep(slot, parts, new_value, array)
         for variable in self.cut.generators:
             commit(variable, advanced(read(variable)))
+
+    @property
+    def loss_scale(self) -> float | None:
+        """What the loss is multiplied by in the backward pass; None in a step without float16 gradients.
+
+        It may be set, to what a checkpoint has kept: a positive number where there is one, None where there is none.
+        """
+        return self._loss_scale.value if self._loss_scale else None
+
+    @loss_scale.setter
+    def loss_scale(self, value: float | None) -> None:
+        if self._loss_scale:
+            self._loss_scale.value = value
+        elif value is not None:
+            raise ValueError(
+                f'{self.name}: loss_scale: only a step with precision="float16" and gradients by tm.grad has one; '
+                f"expected None, got {value!r}."
+            )
 
     def get_shared(self) -> list[SharedVariable]:
         """The shared variables that the step reads or writes."""

@@ -14,14 +14,14 @@ from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
 from pytensor.tensor.shape import Reshape, Shape, Shape_i, SpecifyShape
 from pytensor.tensor.subtensor import Subtensor
 
-from theano_mgpu.averages import Average, ShardWeight, Total
+from theano_mgpu.averages import Average, LossScale, ShardWeight, Total
 from theano_mgpu.cut import Program
 
 __all__ = ["Operation", "Work", "sampled", "work"]
 
 _VIEWS = (
     *(Alloc, DimShuffle, MakeVector, Reshape, ScalarFromTensor, Shape, Shape_i),
-    *(ShardWeight, SpecifyShape, Subtensor, TensorFromScalar),
+    *(LossScale, ShardWeight, SpecifyShape, Subtensor, TensorFromScalar),
 )
 
 
@@ -118,7 +118,7 @@ def _kind(op: Any) -> tuple[str, str]:
     op = getattr(op, "core_op", op)  # what a Blockwise repeats
     name = type(op).__name__
     if isinstance(op, (Average, Total)):
-        return "collective", name
+        return "collective", Total.__name__ if isinstance(op, Total) else Average.__name__
     if isinstance(op, _VIEWS):
         return "view", name
     if isinstance(op, Elemwise):
