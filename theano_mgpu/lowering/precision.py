@@ -23,6 +23,7 @@ from pytensor.tensor.blas import BatchedDot
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
 from pytensor.tensor.math import Dot
+from pytensor.tensor.random.op import RandomVariable
 from pytensor.tensor.shape import Reshape, SpecifyShape
 
 from theano_mgpu.averages import ShardReduction
@@ -77,6 +78,8 @@ class Precision:
         if self is FLOAT32:
             return list(values)
         pairs = list(zip(values, node.inputs, strict=True))
+        if isinstance(node.op, RandomVariable):  # a draw takes other bits for wider parameters
+            return [FLOAT32.settled(*pair) for pair in pairs]
         if self.narrow is not None and _is_product(node.op):
             return [self._narrowed(*pair) for pair in pairs]
         if self._gives_narrow(node, values, full):
