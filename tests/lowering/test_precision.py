@@ -237,7 +237,7 @@ def relative(got: np.ndarray, exact: np.ndarray) -> float:
 
 
 # A rounding to 8 bits is wrong by 2^-9 = 0.2 % at most, one to 11 bits by 2^-12, and on the way from images to
-# gradients lie about ten. Float64's is the last one alone, of the averages to float32: 2^-24 = 6e-8. Float32 has 1.7e-6 here.
+# gradients lie about ten. Float64's is the last one alone, of the averages to float32: 2^-24 = 6e-8.
 SMOOTH = {"float32": 5e-6, "bfloat16": 2e-2, "float16": 4e-3, "float64": 1e-7}
 
 
