@@ -39,6 +39,7 @@ ROOMS = [
     "shards",
     "finite",
     "commit",
+    "loss_scale",
     "arguments",
     "specification",
     "step",

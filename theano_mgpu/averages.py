@@ -7,7 +7,7 @@ runs, and can be checked, on one device with stock PyTensor.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,21 @@ class Average(ShardReduction):
         # Shard j's share of d(sum_i w_i l_i)/dx_j, the weight w_j being applied by the average around the gradient.
         (g,) = cotangents
         return [g if isinstance(g.type, DisconnectedType) else average(g)]
+
+    def of_one_shard(self, x: Variable) -> Variable:
+        """What the average is where every shard has the same ``x``."""
+        return x
+
+
+class GradientAverage(Average):
+    """The average that ``grad`` makes: of a gradient of the scaled loss, divided by the loss scale."""
+
+    def pullback(self, inputs: Any, outputs: Any, cotangents: Any) -> list[Variable]:
+        (gradient,) = super().pullback(inputs, outputs, cotangents)
+        return [gradient if isinstance(gradient.type, DisconnectedType) else _unscaled(gradient)]
+
+    def of_one_shard(self, x: Variable) -> Variable:
+        return _unscaled(x)
 
 
 class Total(ShardReduction):
@@ -117,6 +132,31 @@ def shard_weight() -> TensorVariable:
     return ShardWeight()()
 
 
+class LossScale(OpWithShapes):
+    """What ``grad`` multiplies the loss by, so that float16 holds its gradients; 1 in any other precision.
+
+    ``lower`` marks the graphs that have one, ``has_loss_scale``; in all others the constant 1 is folded away.
+    """
+
+    __props__ = ()
+
+    def make_node(self) -> Apply:
+        return Apply(self, [], [TensorType("float32", shape=())()])
+
+    def perform(self, node: Apply, inputs: Sequence[Any], output_storage: list[list[Any]]) -> None:
+        output_storage[0][0] = np.asarray(1.0, "float32")
+
+    def output_shapes(self, node: Apply, input_shapes: list[Any]) -> list[Any]:
+        return [()]
+
+    def do_constant_folding(self, fgraph: Any, node: Apply) -> bool:
+        return not getattr(fgraph, "has_loss_scale", False)
+
+
+def _unscaled(gradient: TensorVariable) -> TensorVariable:
+    return gradient / LossScale()().astype(gradient.dtype)
+
+
 def average(x: Any) -> TensorVariable:
     """The mean of ``x`` over all shards of the batch.
 
@@ -153,15 +193,28 @@ def grad(loss: TensorVariable, wrt: Any, **options: Any) -> Any:
     """``pytensor.grad`` with every result averaged over the shards: the gradient of the whole batch's mean loss.
 
     ``loss`` is a scalar, the mean over the examples at hand. ``wrt`` is a variable or a sequence of them; ``options``
-    go to ``pytensor.grad``. Returns averages in the form of ``wrt``.
+    go to ``pytensor.grad``. Returns averages in the form of ``wrt``. With ``precision="float16"`` the loss, and what
+    ``known_grads`` gives, is multiplied by the step's loss scale on its way back, and the averages are divided by it.
     """
-    gradients = pytensor.grad(loss, wrt, **options)
+    gradients = pytensor.grad(loss, wrt, **{**options, "known_grads": _scaled_seeds(loss, options.get("known_grads"))})
     if isinstance(gradients, (list, tuple)):
         return type(gradients)(_averaged(g, w, loss) for g, w in zip(gradients, wrt, strict=True))
     return _averaged(gradients, wrt, loss)
 
 
+def _scaled_seeds(loss: Any, known: Mapping[Variable, Any] | None) -> dict[Variable, Any] | None:
+    """Where the backward pass begins: the loss scale at the loss, and times what is known elsewhere."""
+    seeds = {v: g * LossScale()().astype(g.dtype) if _is_float(g) else g for v, g in (known or {}).items()}
+    if _is_float(loss) and loss not in seeds:
+        seeds[loss] = LossScale()().astype(loss.dtype)
+    return seeds or None  # what is wrong with a loss that is no float, PyTensor will say
+
+
+def _is_float(variable: Any) -> bool:
+    return str(getattr(getattr(variable, "type", None), "dtype", "")).startswith("float")
+
+
 def _averaged(gradient: TensorVariable, wrt: TensorVariable, loss: TensorVariable) -> TensorVariable:
-    averaged = average(gradient)
+    averaged = GradientAverage()(gradient)
     averaged.name = f"d{loss.name or 'loss'}/d{wrt.name}" if wrt.name else None
     return averaged

@@ -19,7 +19,7 @@ from pytensor.graph.replace import clone_replace
 from pytensor.graph.traversal import ancestors, toposort
 from pytensor.tensor.random.type import RandomType
 
-from theano_mgpu.averages import Average, ShardReduction, ShardWeight
+from theano_mgpu.averages import Average, GradientAverage, ShardReduction, ShardWeight
 from theano_mgpu.errors import CutError
 
 __all__ = ["Cut", "Program", "Reduction", "cut", "program"]
@@ -41,6 +41,7 @@ class Reduction:
     value: Variable
     placeholder: Variable
     kind: str  # "average", "total", "maximum" or "minimum"
+    of_gradient: bool = False  # an average that ``grad`` made, to be divided by the loss scale
 
     @property
     def label(self) -> str:
@@ -119,7 +120,7 @@ def cut(
     host_outputs = [*(o for o, per_example in zip(outputs, kinds, strict=True) if not per_example), *new_values]
 
     frontier = _frontier(host_outputs)
-    reductions = tuple(Reduction(v.owner.inputs[0], _placeholder(v), v.owner.op.kind) for v in frontier)
+    reductions = tuple(_reduction(v) for v in frontier)
     placeholders = dict(zip(frontier, (r.placeholder for r in reductions), strict=True))
     host_graph = _with_placeholders(host_outputs, placeholders)
     device_graph = _without_idle_averages((*(r.value for r in reductions), *per_example_outputs), split)
@@ -170,7 +171,7 @@ def _without_idle_averages(outputs: tuple[Variable, ...], split: Sequence[Variab
     """The graph less averages of what is the same on every shard, such as the pullback of a total's."""
     differing = _BatchData(outputs, split, random=True)
     idle = {
-        node.outputs[0]: node.inputs[0]
+        node.outputs[0]: node.op.of_one_shard(node.inputs[0])
         for node in toposort(outputs)
         if isinstance(node.op, Average) and node.inputs[0] not in differing
     }
@@ -192,6 +193,11 @@ def _frontier(outputs: Sequence[Variable]) -> list[Variable]:
         else:
             stack.extend(variable.owner.inputs)
     return [v for node in toposort(outputs) for v in node.outputs if v in found]
+
+
+def _reduction(reduced: Variable) -> Reduction:
+    op = reduced.owner.op
+    return Reduction(reduced.owner.inputs[0], _placeholder(reduced), op.kind, isinstance(op, GradientAverage))
 
 
 def _placeholder(average: Variable) -> Variable:

@@ -70,13 +70,20 @@ class DeviceProgram:
     """The part below the cut, compiled once for all devices: one call is one round."""
 
     def __init__(
-        self, cut: Cut, lowered: Lowered, bundled: Bundled, shared: Sequence[Slot], contexts: Contexts
+        self,
+        cut: Cut,
+        lowered: Lowered,
+        bundled: Bundled,
+        shared: Sequence[Slot],
+        contexts: Contexts,
+        loss_scale: Callable[[], float] | None = None,
     ) -> None:
         self._cut = cut
         self._shared = shared
         self._gathered, self._kinds = bundled.gathered, bundled.kinds
         self._lowered = lowered
         self._contexts = contexts
+        self._loss_scale = loss_scale  # asked for at each call
         self._split = [v in cut.split for v in cut.device.inputs]
         self._constants = _constants_of(lowered, on_every(contexts))
         self._places: dict[tuple[Any, tuple[Any, ...]], jax.Array] = {}
@@ -88,7 +95,7 @@ class DeviceProgram:
         mapped = jax.shard_map(
             self._part,
             mesh=mesh_of(contexts),
-            in_specs=(_EACH, _EACH, inputs, _SAME, _SAME),
+            in_specs=(_EACH, _EACH, inputs, _SAME, _SAME, _EACH),
             out_specs=_EACH,
             check_vma=False,
         )
@@ -121,7 +128,9 @@ class DeviceProgram:
     def _checked_arguments(self, turn: Round, inputs: Sequence[Any], shared: Sequence[jax.Array]) -> tuple[Any, ...]:
         weights = self._one_each(turn.weights, np.float64)
         numbers = self._one_each(turn.shards, np.int32)
-        arguments = (weights, numbers, list(inputs), list(shared), self._constants)
+        devices = len(self._contexts)
+        scales = [self._one_each((self._loss_scale(),) * devices, np.float32)] if self._loss_scale else []
+        arguments = (weights, numbers, list(inputs), list(shared), self._constants, scales)
         if self._cut.per_example and not self._batch_axis_checked:
             self._require_batch_axis(arguments, turn.size)
         return arguments
@@ -152,23 +161,26 @@ class DeviceProgram:
             self._places[dtype, numbers] = placed([np.asarray(numbers, dtype)], on_each(self._contexts))[0]
         return self._places[dtype, numbers]
 
-    def _part(self, weights: Any, numbers: Any, inputs: list[Any], shared: list[Any], constants: list[Any]) -> Any:
+    def _part(
+        self, weights: Any, numbers: Any, inputs: list[Any], shared: list[Any], constants: list[Any], scales: list[Any]
+    ) -> Any:
         """What one device traces: its own shard's part."""
         weight = weights[0]
+        shard = Shard(weight, self._reduced(weight), *(scale[0] for scale in scales))
         values = Values(self._shared, shared)
         own = [
             jax.random.fold_in(values[v], numbers[0]) if isinstance(v.type, RandomType) else values[v]
             for v in self._cut.device.shared
         ]
         with collect_checks() as checks:
-            outputs = self._lowered.trace([*inputs, *own, *constants], Shard(weight, self._reduced(weight)))
+            outputs = self._lowered.trace([*inputs, *own, *constants], shard)
         self.checks = checks
         reductions = self._cut.reductions
-        weighted = {
-            reduction.placeholder: _weighted(reduction.kind, jnp.asarray(value), weight)
+        parts = {
+            reduction.placeholder: shard.part(reduction.kind, jnp.asarray(value), reduction.of_gradient)
             for reduction, value in zip(reductions, outputs, strict=False)
         }
-        arrays = joined(self._gathered, weighted, jnp)
+        arrays = joined(self._gathered, parts, jnp)
         rows = [_own(kind, array, weight)[None] for kind, array in zip(self._kinds, arrays, strict=True)]
         per_example = [jnp.asarray(value) for value in outputs[len(reductions) :]]
         return rows, per_example, _flags(checks)
@@ -176,14 +188,9 @@ class DeviceProgram:
     def _reduced(self, weight: Any) -> Callable[[str, Any], Any]:
         def reduced(kind: str, value: Any) -> Any:
             """Over the shards of a round, for the devices themselves."""
-            own = _own(kind, _weighted(kind, value, weight), weight)
-            return all_reduce(own, len(self._contexts), AXIS, combination(kind).combine)
+            return all_reduce(_own(kind, value, weight), len(self._contexts), AXIS, combination(kind).combine)
 
         return reduced
-
-
-def _weighted(kind: str, value: Any, weight: Any) -> Any:
-    return value * weight.astype(value.dtype) if kind == "average" else value
 
 
 def _own(kind: str, value: Any, weight: Any) -> Any:

@@ -26,6 +26,7 @@ from theano_mgpu.gather.combination import combined
 from theano_mgpu.gather.host import rows_on_host
 from theano_mgpu.gather.tree import TreeSum
 from theano_mgpu.launch import launched_ahead
+from theano_mgpu.loss_scale import LossScale
 from theano_mgpu.lowering.graph import lower
 from theano_mgpu.lowering.precision import Precision, named_precision
 from theano_mgpu.mirror import (
@@ -58,7 +59,7 @@ from theano_mgpu.specification import (
     with_givens,
 )
 from theano_mgpu.split import Round
-from theano_mgpu.vectors import Slot, Vector, slots_of
+from theano_mgpu.vectors import Slot, Vector, slots_of, variables_of
 
 __all__ = ["Step", "function"]
 
@@ -98,8 +99,11 @@ def function(
         (``step.plan``). For a power of two the result is the same to the bit on any power of two of devices of one
         kind. Where a device runs out of memory all the same, the step goes on with twice as many.
     update_on: "host", or "device" where the averages are taken between the devices and each applies the update.
-    precision: of matrix products and convolutions, "float32" (as the graph says) or "bfloat16" (float32 operands
-        rounded).
+    precision: in which the part below the averages computes what the graph declares float32. "float32": so.
+        "bfloat16": products and convolutions take bfloat16 operands, add up in float32, and activations and their
+        gradients stay bfloat16; parameters, statistics, losses and averages are float32, and so is the update.
+        "float16": the same in float16, with a dynamic loss scale, ``step.loss_scale``. "float64": all of it in double
+        precision, its averages rounded. See docs/precision.md.
     nonfinite: a step with a non-finite update changes nothing and raises ``NonFiniteError`` ("raise"), changes nothing
         and goes on ("skip", counted in ``step.skipped``), or is applied ("ignore").
     on_unused_input: "raise", "warn" or "ignore"; allow_input_downcast: as in ``pytensor.function``.
@@ -109,6 +113,7 @@ def function(
     UnsupportedGraphError for what cannot run on a device.
     """
     reject_unknown(unknown)
+    computed_in = named_precision(precision)
     require_one_of("update_on", update_on, ("host", "device"))
     require_one_of("nonfinite", nonfinite, ("raise", "skip", "ignore"))
     require_one_of("on_unused_input", on_unused_input, ("raise", "warn", "ignore"))
@@ -139,7 +144,7 @@ def function(
         contexts,
         shards=None if shards == "auto" else len(contexts) if shards is None else positive("shards", shards),
         update_on=update_on,
-        precision=named_precision(precision),
+        precision=computed_in,
         nonfinite=nonfinite,
         name=name or "step",
     )
@@ -186,7 +191,7 @@ class Step:
         self.contexts = contexts
         self.update_on = update_on
         self.nonfinite = nonfinite
-        self.skipped = 0  # steps left out under nonfinite="skip"
+        self.skipped = 0  # steps left out, under nonfinite="skip" or for the loss scale
         self._calls = 0
         self._shard_count = ShardCount(name, shards, len(contexts))
         self._form = form
@@ -195,6 +200,8 @@ class Step:
         for variable in self.get_shared():
             require_mirrorable(variable)
         self._device_part = lower(cut.device, precision)
+        is_scaled = precision.is_scaled and any(reduction.of_gradient for reduction in cut.reductions)
+        self._loss_scale = LossScale() if is_scaled else None
         self._make_programs()
 
     def _make_programs(self) -> None:
@@ -207,12 +214,20 @@ class Step:
         # What is lent as a vector, the device program takes as one.
         vectors = [slot for slot in self._bundled.updated if isinstance(slot, Vector)] if self._lending else []
         self._mirrored = slots_of(self.cut.device.shared, vectors)
-        self._program = DeviceProgram(self.cut, self._device_part, self._bundled, self._mirrored, self.contexts)
+        scale = self._loss_scale
+        self._program = DeviceProgram(
+            self.cut,
+            self._device_part,
+            self._bundled,
+            self._mirrored,
+            self.contexts,
+            None if scale is None else lambda: scale.value,
+        )
         self._update = UpdateProgram(
             self._bundled,
             self._update_mirrors.placement,
             self.contexts if self._on_device else None,
-            looks=self._lending and self.nonfinite != "ignore",
+            looks=self._lending and self._looks,
         )
         self._preparation = Preparation(
             self.cut,
@@ -247,7 +262,9 @@ class Step:
 
     def over(self, contexts: Contexts) -> Step:
         """The same step, in as many shards, over other contexts."""
-        return self._over(contexts, shards=self.shards)
+        step = self._over(contexts, shards=self.shards)
+        step.loss_scale = self.loss_scale
+        return step
 
     def mirrored(self) -> dict[Slot, jax.Array]:
         """What the devices have of shared variables now."""
@@ -292,7 +309,7 @@ class Step:
             rows, reports = self._gather(turns, self._run(turns, batch, shared))
             updated = self._apply(rows, batch)
             self._check(reports, updated)
-            values = self._new_values(turns, updated, batch)
+            values = self._new_values(turns, rows, updated, batch)
             return Attempt(values, self._outputs(turns, reports, updated))
 
     def _bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[Variable, np.ndarray]:
@@ -395,14 +412,29 @@ class Step:
                     raise check.error(f"{self.name}(): {check.message.format(**shown)}")
 
     def _new_values(
-        self, turns: Sequence[Round], updated: Updated, batch: Mapping[Variable, np.ndarray]
+        self, turns: Sequence[Round], rows: list[list[Any]], updated: Updated, batch: Mapping[Variable, np.ndarray]
     ) -> list[NewValue] | None:
         """The new values, a slot each; None for a step that is skipped."""
         values = new_values(self._bundled.updated, updated.new_values, self.cut.host.shared, lending=self._lending)
-        bad = [] if self.nonfinite == "ignore" else non_finite(values, updated.finite)
-        if bad and self.nonfinite == "raise":
+        bad = non_finite(values, updated.finite) if self._looks else []
+        if self._loss_scale and self._loss_scale.excuses(self._gradients(rows), values_are_finite=not bad):
+            return None
+        if not bad or self.nonfinite == "ignore":
+            return values
+        if self.nonfinite == "raise":
             raise NonFiniteError(self._non_finite(turns, bad, batch))
-        return None if bad else values
+        return None
+
+    @property
+    def _looks(self) -> bool:
+        """Whether new values are finite matters."""
+        return self.nonfinite != "ignore" or self._loss_scale is not None
+
+    def _gradients(self, rows: list[list[Any]]) -> list[list[Any]]:
+        """Of the gather's results those that ``tm.grad`` asked for."""
+        gradients = {reduction.placeholder for reduction in self.cut.reductions if reduction.of_gradient}
+        slots = zip(self._bundled.gathered, rows, strict=True)
+        return [parts for slot, parts in slots if not gradients.isdisjoint(variables_of(slot))]
 
     def _non_finite(
         self, turns: Sequence[Round], bad: list[SharedVariable], batch: Mapping[Variable, np.ndarray]
@@ -410,6 +442,8 @@ class Step:
         names = [v.name or str(v) for v in bad]
         shards = self._non_finite_shards(turns, batch)
         where = f"shards {shards} gave non-finite averages" if shards else "every shard's averages are finite"
+        if self._loss_scale:
+            where += f", and the loss scale has fallen to {self._loss_scale.value:g}, so that no smaller one would help"
         return (
             f"{self.name}(): call {self._calls} would write NaN or infinity to {', '.join(names[:8])}"
             f"{f' and {len(names) - 8} more' if len(names) > 8 else ''}; {where}. No parameter was changed. Look at "
@@ -432,6 +466,8 @@ class Step:
         return [(per_example if o.per_example else single)[o.index] for o in self.cut.outputs]
 
     def _commit(self, values: list[NewValue] | None) -> None:
+        if self._loss_scale:
+            self._loss_scale.follow(left_out=values is None)
         if values is None:
             self.skipped += 1
             return
@@ -439,6 +475,24 @@ class Step:
         commit(values, self._update_mirrors)
         for variable in self.cut.generators:
             write(variable, advanced(read(variable)))
+
+    @property
+    def loss_scale(self) -> float | None:
+        """What the loss is multiplied by in the backward pass; None in a step without float16 gradients.
+
+        It may be set, to what a checkpoint has kept: a positive number where there is one, None where there is none.
+        """
+        return self._loss_scale.value if self._loss_scale else None
+
+    @loss_scale.setter
+    def loss_scale(self, value: float | None) -> None:
+        if self._loss_scale:
+            self._loss_scale.value = value
+        elif value is not None:
+            raise ValueError(
+                f'{self.name}: loss_scale: only a step with precision="float16" and gradients by tm.grad has one; '
+                f"expected None, got {value!r}."
+            )
 
     def get_shared(self) -> list[SharedVariable]:
         """The shared variables that the step reads or writes."""

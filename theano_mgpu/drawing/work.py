@@ -14,14 +14,14 @@ from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
 from pytensor.tensor.shape import Reshape, Shape, Shape_i, SpecifyShape
 from pytensor.tensor.subtensor import Subtensor
 
-from theano_mgpu.averages import ShardReduction, ShardWeight
+from theano_mgpu.averages import LossScale, ShardReduction, ShardWeight
 from theano_mgpu.cut import Program
 
 __all__ = ["Operation", "Work", "sampled", "work"]
 
 _VIEWS = (
     *(Alloc, DimShuffle, MakeVector, Reshape, ScalarFromTensor, Shape, Shape_i),
-    *(ShardWeight, SpecifyShape, Subtensor, TensorFromScalar),
+    *(LossScale, ShardWeight, SpecifyShape, Subtensor, TensorFromScalar),
 )
 
 

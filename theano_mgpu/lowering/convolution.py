@@ -52,7 +52,10 @@ def conv2d_filter_gradient(op: Conv2dFilterGradient, node: Any, **_: Any) -> Cal
     def filter_gradient(x: jax.Array, w: jax.Array, g: jax.Array) -> jax.Array:
         windows = op.windows(x.shape, w.shape)
         if _is_product(op, windows):
-            return (_rows(_every_stride(x, windows)).T @ _rows(g))[None, None]
+            rows, cotangents = _rows(_every_stride(x, windows)), _rows(g)
+            # The sums are float32 anyway: that they leave unrounded costs nothing.
+            full = jnp.promote_types(rows.dtype, jnp.float32)
+            return jnp.matmul(rows.T, cotangents, preferred_element_type=full)[None, None]
         (gradient,) = jax.linear_transpose(lambda filters: _convolved(op, windows, x, filters), w)(g)
         return gradient
 

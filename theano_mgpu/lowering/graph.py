@@ -12,7 +12,7 @@ import copy
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ from pytensor.tensor.random.type import RandomType
 from pytensor.tensor.shape import Shape, Shape_i
 from pytensor.tensor.type import TensorType
 
-from theano_mgpu.averages import ShardReduction, ShardWeight
+from theano_mgpu.averages import GradientAverage, LossScale, ShardReduction, ShardWeight
 from theano_mgpu.compatibility import WRITES_INTO_FIRST_INPUT, mutable_copy
 from theano_mgpu.cut import Program
 from theano_mgpu.errors import UnsupportedGraphError
@@ -65,7 +65,15 @@ class Shard:
     """What a shard knows of itself while its part is traced."""
 
     weight: Any  # its number of examples over the batch's
-    reduce: Callable[[str, Any], Any]  # a kind of reduction and the shard's value to that of all shards
+    reduce: Callable[[str, Any], Any]  # a kind of reduction and the shard's part to what all shards give
+    loss_scale: Any = None  # float32, where the precision has one
+
+    def part(self, kind: str, value: Any, of_gradient: bool) -> Any:
+        """The shard's part in a reduction: of an average weighted, of a gradient with the loss scale taken out."""
+        if kind != "average":
+            return value
+        weight = self.weight / self.loss_scale if of_gradient and self.loss_scale is not None else self.weight
+        return value * weight.astype(value.dtype)
 
 
 @dataclass(frozen=True)
@@ -83,12 +91,14 @@ class Lowered:
 
     def trace(self, arguments: Sequence[Any], shard: Shard | None = None) -> list[Any]:
         """The outputs for ``arguments``: inputs, shared variables, constants; random generators as keys, uint32[2]."""
-        return _walk(self.graph, arguments, _Walk(shard, self.precision))
+        values = _walk(self.graph, arguments, _Walk(shard, self.precision), outputs_in_full=True)
+        return [FLOAT32.settled(value, variable) for value, variable in zip(values, self.graph.outputs, strict=True)]
 
 
 def lower(program: Program, precision: Precision = FLOAT32) -> Lowered:
     """Rewrite a program and refuse, by name, what cannot run on a device."""
     graph = FunctionGraph([*program.inputs, *program.shared], list(program.outputs), clone=True)
+    graph.has_loss_scale = precision.is_scaled
     # New nodes inherit their origins' traces; looking up the stack for each took a fifth of the time.
     with warnings.catch_warnings(), pytensor.config.change_flags(traceback__limit=0):
         warnings.simplefilter("ignore")
@@ -123,9 +133,11 @@ def _refuse_data_dependent_shapes(graph: FunctionGraph) -> None:
 class _Walk:
     shard: Shard | None
     precision: Precision
+    full: frozenset[Variable] = frozenset()  # what of the graph at hand no value narrower than declared stands for
 
 
-def _walk(graph: FunctionGraph, arguments: Sequence[Any], walk: _Walk) -> list[Any]:
+def _walk(graph: FunctionGraph, arguments: Sequence[Any], walk: _Walk, *, outputs_in_full: bool) -> list[Any]:
+    walk = replace(walk, full=walk.precision.wanted_in_full(graph, outputs=outputs_in_full))
     values: dict[Variable, Any] = {}
     for variable, argument in zip(graph.inputs, arguments, strict=True):
         values[variable] = {"jax_state": argument} if _is_bare_key(variable, argument) else argument
@@ -149,14 +161,16 @@ def _compute(node: Apply, inputs: list[Any], walk: _Walk) -> Sequence[Any]:
         return [np.asarray(np.shape(inputs[0])[op.i], dtype=np.int64)]
     if isinstance(op, ShardWeight):
         return [np.float64(1) if walk.shard is None else walk.shard.weight]
+    if isinstance(op, LossScale):
+        return [np.float32(1) if walk.shard is None or walk.shard.loss_scale is None else walk.shard.loss_scale]
     if isinstance(op, ShardReduction):
-        return [_reduce_below_the_cut(op, node, inputs[0], walk.shard)]
+        return [_reduce_below_the_cut(op, node, walk.precision.settled(inputs[0], node.inputs[0]), walk.shard)]
     if isinstance(op, CheckAndRaise):
         return [_check(op, node, inputs)]
     if all(map(_is_known, inputs)) and _is_small(node, inputs) and not _draws(node):
         return _perform(node, inputs)
     if isinstance(op, OpFromGraph) and jax_funcify.dispatch(type(op)) is jax_funcify.dispatch(OpFromGraph):
-        return _walk(_inner_graph(op), inputs, walk)
+        return _walk(_inner_graph(op, walk.precision), inputs, walk, outputs_in_full=False)
     return _lowered(node, inputs, walk)
 
 
@@ -192,7 +206,7 @@ def _perform(node: Apply, inputs: Sequence[Any]) -> list[Any]:
 def _reduce_below_the_cut(op: ShardReduction, node: Apply, value: Any, shard: Shard | None) -> Any:
     if shard is None:
         raise UnsupportedGraphError(f"{_described(node)} stands where there are no shards: inside a loop.")
-    return shard.reduce(op.kind, value)
+    return shard.reduce(op.kind, shard.part(op.kind, value, isinstance(op, GradientAverage)))
 
 
 def _check(op: CheckAndRaise, node: Apply, inputs: Sequence[Any]) -> Any:
@@ -211,11 +225,13 @@ def _lowered(node: Apply, inputs: list[Any], walk: _Walk) -> Sequence[Any]:
     if isinstance(op, Scan):
         op = copy.copy(op)
         op.fgraph = _InnerGraph(op.fgraph, walk)
+    precision = walk.precision
     arguments = [_argument(node, i, value) for i, value in enumerate(inputs)]
-    arguments = walk.precision.narrow(node.op, arguments)
+    in_full = precision.product_in_full(node) if node.outputs[0] in walk.full else None
     try:
         with no_checks() if isinstance(op, Scan) else contextlib.nullcontext():
-            results = jax_funcify(op, node=concrete)(*arguments)
+            run = in_full or jax_funcify(precision.retyped(op), node=concrete)
+            results = run(*precision.operands(node, arguments, walk.full))
     except (NotImplementedError, jax.errors.JAXTypeError) as error:
         raise UnsupportedGraphError(f"{_described(node)} cannot run on the devices: {_first_line(error)}") from error
     except (TypeError, ValueError, IndexError) as error:
@@ -229,7 +245,7 @@ def _lowered(node: Apply, inputs: list[Any], walk: _Walk) -> Sequence[Any]:
         raise ValueError(f"{_described(node)} does not fit its inputs {shapes}: {_first_line(error)}") from error
     if len(node.outputs) == 1 and not (isinstance(results, (list, tuple)) and len(results) == 1):
         results = [results]
-    return [_declared(value, variable) for value, variable in zip(results, node.outputs, strict=True)]
+    return precision.results(node, arguments, results, walk.full)
 
 
 def _with_known_inputs(node: Apply, inputs: Sequence[Any]) -> Apply:
@@ -268,16 +284,9 @@ def _argument(node: Apply, position: int, value: Any) -> Any:
     return np.asarray(value)[()] if value.ndim == 0 else value  # numpy's scalars hash, as static arguments must
 
 
-def _declared(value: Any, variable: Variable) -> Any:
-    """The value in the dtype that the graph declares, whatever JAX's promotion made of it."""
-    dtype = getattr(variable.type, "dtype", None)
-    if dtype is not None and isinstance(value, jax.Array) and value.dtype != dtype:
-        return value.astype(dtype)
-    return value
-
-
-def _inner_graph(op: OpFromGraph) -> FunctionGraph:
+def _inner_graph(op: OpFromGraph, precision: Precision) -> FunctionGraph:
     graph = mutable_copy(op.fgraph)
+    graph.has_loss_scale = precision.is_scaled
     _REWRITES.rewrite(graph)
     # Stabilising the body of PyTensor 3.3's logsumexp finds logsumexp.
     return mutable_copy(op.fgraph) if any(node.op == op for node in graph.apply_nodes) else graph
@@ -294,7 +303,12 @@ class _InnerGraph(FunctionGraph):
 
 @lowers(_InnerGraph)
 def inner_graph(graph: _InnerGraph, **_: Any) -> Callable[..., tuple[Any, ...]]:
-    return lambda *arguments: tuple(_walk(graph, arguments, graph.walk))
+    def body(*arguments: Any) -> tuple[Any, ...]:
+        values = _walk(graph, arguments, graph.walk, outputs_in_full=True)
+        settled = graph.walk.precision.settled  # what a loop carries keeps its dtype
+        return tuple(settled(value, variable) for value, variable in zip(values, graph.outputs, strict=True))
+
+    return body
 
 
 def _described(node: Apply) -> str:

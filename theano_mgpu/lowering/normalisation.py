@@ -17,8 +17,6 @@ __all__: list[str] = []
 
 @lowers(BatchNorm)
 def batch_norm(op: BatchNorm, node: Any, **_: Any) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
-    statistics = node.outputs[1].type.dtype
-
     def normalise(x: jax.Array, gamma: jax.Array, beta: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         check_shapes(x.shape, gamma.shape, beta.shape)
         axes = tuple(range(x.ndim - 1))
@@ -31,7 +29,7 @@ def batch_norm(op: BatchNorm, node: Any, **_: Any) -> Callable[..., tuple[jax.Ar
         var = jnp.maximum((shifted * shifted).mean(axes) - mean_shifted * mean_shifted, 0)
         mean = shift + mean_shifted
         y = (wide - mean) * (_wide(gamma) * lax.rsqrt(var + op.eps)) + _wide(beta)
-        return y.astype(x.dtype), mean.astype(statistics), var.astype(statistics)
+        return y.astype(x.dtype), mean.astype(gamma.dtype), var.astype(gamma.dtype)
 
     return normalise
 

@@ -43,7 +43,7 @@ def max_pool2d_gradient(op: MaxPool2dGradient, node: Any, **_: Any) -> Callable[
     def gradient(x: jax.Array, y: jax.Array, g: jax.Array) -> jax.Array:
         windows = op.windows(x.shape)
         if _is_large(windows):
-            return jax.vjp(lambda images: _reduced(images, windows, -np.inf, lax.max), x)[1](g)[0]
+            return jax.vjp(lambda images: _reduced(images, windows, -np.inf, lax.max), x)[1](g.astype(x.dtype))[0]
         rest, parts = _wide(g), []
         # NaN equals nothing, so the padding is never the largest.
         for entries in slices(x, windows, np.nan):
@@ -60,7 +60,7 @@ def max_pool2d_pick(op: MaxPool2dPick, node: Any, **_: Any) -> Callable[..., jax
     def pick(x: jax.Array, y: jax.Array, u: jax.Array) -> jax.Array:
         windows = op.windows(x.shape)
         if _is_large(windows):
-            return jax.jvp(lambda images: _reduced(images, windows, -np.inf, lax.max), (x,), (u,))[1]
+            return jax.jvp(lambda images: _reduced(images, windows, -np.inf, lax.max), (x,), (u.astype(x.dtype),))[1]
         picked = jnp.zeros_like(y)
         positions = list(zip(slices(x, windows, np.nan), slices(u, windows, 0), strict=True))
         for entries, candidates in reversed(positions):
