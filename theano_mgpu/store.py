@@ -237,7 +237,7 @@ class ParameterStore:
         for name, generator in generators.items():
             self._generators[name].set_value(generator, borrow=True)
         return LoadReport(
-            loaded=(*checked, *generators),
+            loaded=tuple(name for name in (*self._parameters, *owned) if name in checked or name in generators),
             skipped=tuple(name for name in found if name in skipped),
             missing=tuple(missing),
             ignored=content.ignored,

@@ -34,7 +34,10 @@ torch.save(state, folder / "protocol4.pth", pickle_protocol=4)
 safetensors.torch.save_file(state, folder / "plain.safetensors", metadata={"format": "pt"})
 
 # As a training script of torchvision's keeps it, of a network in DistributedDataParallel.
-optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
+optimizer = torch.optim.SGD(network.parameters(), 0.0, momentum=0.9)
+for parameter in network.parameters():
+    parameter.grad = torch.ones_like(parameter)
+optimizer.step()
 checkpoint = {
     "model": OrderedDict((f"module.{name}", tensor) for name, tensor in state.items()),
     "optimizer": optimizer.state_dict(),

@@ -1,7 +1,7 @@
 """Pickled state dicts, carried out by hand: nothing that a file names is imported, and nothing of it is called.
 
-A pickle is a program for a small stack machine. ``pickletools.genops`` decodes it; ``carry_out`` interprets the
-instructions that torch's pickler writes (protocols 2 to 5), with ``torch_objects`` for what they name. Python's own
+A pickle is a program for a small stack machine. ``pickletools`` decodes it; ``carry_out`` interprets the instructions
+that torch's pickler writes (protocols 2 to 5), with ``torch_objects`` for what they name. Python's own
 ``Unpickler`` with a stricter ``find_class`` would leave to the file how long its memo is and what is hashed: a few
 bytes can ask for gigabytes, or for ever.
 
@@ -11,6 +11,7 @@ https://docs.pytorch.org/docs/stable/notes/serialization.html; the instructions 
 from __future__ import annotations
 
 import pickletools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -24,6 +25,14 @@ _LITERALS = {
     *("SHORT_BINSTRING", "BINSTRING", "SHORT_BINBYTES", "BINBYTES"),
 }
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_OTHERS = {
+    *("PROTO", "FRAME", "MARK", "POP", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_SET", "TUPLE", "STOP"),
+    *("BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET"),
+    *("APPEND", "APPENDS", "ADDITEMS", "SETITEM", "SETITEMS"),
+    *("GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "BINPERSID"),
+}
+_NEEDED = {*_CONSTANTS, *_LITERALS, *_TUPLES, *_OTHERS}
+_INSTRUCTIONS = {instruction.code.encode("latin-1"): instruction for instruction in pickletools.opcodes}
 
 
 @dataclass(frozen=True)
@@ -41,13 +50,11 @@ def carry_out(pickle: IO[bytes]) -> Program:
     """
     machine = _Machine()
     try:
-        for instruction, argument, position in pickletools.genops(pickle):
-            if instruction.name == "STOP":
-                break
+        for instruction, argument, position in _instructions(pickle):
             try:
-                machine.step(instruction.name, argument)
+                machine.step(instruction, argument)
             except (IndexError, KeyError) as error:
-                raise ValueError(f"it is damaged at byte {position} of the pickle") from error
+                raise ValueError(f"it is damaged at byte {position} of its pickles") from error
         if not machine.stack:
             raise ValueError("the pickle is empty")
     except ValueError:
@@ -62,6 +69,26 @@ def carry_out(pickle: IO[bytes]) -> Program:
             "be trusted, save its tensors alone, with torch.save(model.state_dict(), path)"
         )
     return Program(machine.stack[-1], machine.storages)
+
+
+def _instructions(pickle: IO[bytes]) -> Iterator[tuple[str, Any, int]]:
+    """Name, argument and place of each instruction up to the last; ValueError for one that state dicts do not need."""
+    while code := pickle.read(1):
+        position = pickle.tell() - 1
+        instruction = _INSTRUCTIONS.get(code)
+        if instruction is None or instruction.name not in _NEEDED:
+            name = instruction.name if instruction else f"0x{code.hex()}"
+            raise ValueError(f"its pickle has an instruction that state dicts do not need, {name}")
+        if instruction.name == "STOP":
+            return
+        argument = None
+        if instruction.name == "GLOBAL":
+            # Two lines, as they are: pickletools would undo escapes in them, and warn.
+            argument = pickle.readline().decode().rstrip("\n"), pickle.readline().decode().rstrip("\n")
+        elif instruction.arg is not None:
+            argument = instruction.arg.reader(pickle)
+        yield instruction.name, argument, position
+    raise ValueError("its pickle is cut short")
 
 
 class _Machine:
@@ -115,7 +142,7 @@ class _Machine:
                 case "SETITEMS":
                     self._set_items(self._behind_mark())
                 case "GLOBAL":
-                    self._push_name(*argument.split(" ", 1))
+                    self._push_name(*argument)
                 case "STACK_GLOBAL":
                     self._push_name(*self._taken(2))
                 case "REDUCE" | "NEWOBJ":
@@ -126,8 +153,6 @@ class _Machine:
                     build(stack[-1], state)
                 case "BINPERSID":
                     stack.append(self._storage(stack.pop()))
-                case _:
-                    raise ValueError(f"its pickle has an instruction that state dicts do not need, {instruction}")
 
     def _taken(self, count: int) -> list[Any]:
         if count > len(self.stack):

@@ -30,8 +30,8 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 #: Under what name training scripts keep the weights beside the optimizer: timm's and torchvision's.
 _NESTED = ("state_dict", "model")
 
-# The bytes of the storage of that key, of which so many are needed.
-_Bytes = Callable[[str, int], np.ndarray]
+# A storage's bytes, by its key.
+_Bytes = Callable[[str], np.ndarray]
 
 
 def read_pth(path: Path) -> Content:
@@ -71,13 +71,10 @@ def _zip_archive(data: bytes) -> tuple[object, _Bytes]:
         raise ValueError("its numbers are big-endian")
     program = carry_out(io.BytesIO(archive.read(pickles[0])))
 
-    def stored(key: str, size: int) -> np.ndarray:
+    def stored(key: str) -> np.ndarray:
         if f"{folder}data/{key}" not in names:
             raise ValueError(f"storage '{key}' is not there")
-        content = archive.read(f"{folder}data/{key}")
-        if len(content) < size:
-            raise ValueError(f"storage '{key}' has {len(content)} bytes instead of {size}")
-        return np.frombuffer(content, "uint8")
+        return np.frombuffer(archive.read(f"{folder}data/{key}"), "uint8")
 
     return program.result, stored
 
@@ -105,13 +102,11 @@ def _pickles_in_a_row(data: bytes) -> tuple[object, _Bytes]:
         places[key] = (file.tell(), size)
         file.seek(size, io.SEEK_CUR)
 
-    def stored(key: str, size: int) -> np.ndarray:
+    def stored(key: str) -> np.ndarray:
         if key not in places:
             raise ValueError(f"storage '{key}' is not there")
-        start, length = places[key]
-        if length < size:
-            raise ValueError(f"storage '{key}' has {length} bytes instead of {size}")
-        return np.frombuffer(data, "uint8", length, start)
+        start, size = places[key]
+        return np.frombuffer(data, "uint8", size, start)
 
     return program.result, stored
 
@@ -151,10 +146,10 @@ def _array(name: str, tensor: Tensor, storages: dict[str, np.ndarray], stored: _
     itemsize = _dtype(storage.dtype).itemsize
     end = (storage.start + storage.length) * itemsize
     if storage.key not in storages:
-        storages[storage.key] = stored(storage.key, end)
+        storages[storage.key] = stored(storage.key)
     content = storages[storage.key]
-    if end > content.size:
-        raise ValueError(f"'{name}' is of a part of storage '{storage.key}' behind its end")
+    if content.size < end:
+        raise ValueError(f"storage '{storage.key}' of '{name}' has {content.size} bytes instead of {end}")
     content = content[storage.start * itemsize : end]
     dtype = _dtype(tensor.dtype)
     numbers = content[: content.size // dtype.itemsize * dtype.itemsize].view(dtype)
