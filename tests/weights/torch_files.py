@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import struct
 import zipfile
 from dataclasses import dataclass
@@ -99,6 +100,8 @@ def legacy_file(pickle_: bytes, keys=None, storages=None, version=1001) -> bytes
     """A file as older ones do: storages are (number of elements, bytes)."""
     if keys is None:
         keys = ("0",) if b"Storage" in pickle_ else ()
+    # For each storage the older format says of which other it is a part: None.
+    pickle_ = re.sub(rb"(?<!t)tQ", b"NtQ", pickle_)
     head = [pickle.dumps(value, 2) for value in (MAGIC, version, {"little_endian": True})]
     stored = [struct.pack("<q", count) + content for count, content in storages or [(4, FOUR)]]
     return b"".join([*head, pickle_, pickle.dumps(list(keys), 2), *stored])
