@@ -8,9 +8,9 @@ import numpy as np
 
 CLASSES = 10
 #: Seed and size of the images for each depth. Where a ReLU's argument is within rounding of 0, float32 decides by
-#: chance whether a gradient passes, and that alone can change norms by 1e-3: for most seeds PyTorch's float32 is as far
-#: from its float64. With these its gradients agree to 5e-5, with and without oneDNN.
-CASES = {18: (1, 75, 53), 34: (1, 75, 53), 50: (8, 75, 53), 101: (2, 45, 37)}
+#: chance whether a gradient passes, and that alone can change norms by 1e-3: for many seeds PyTorch's float32 is as far
+#: from its own float64. With these no such argument weighs much.
+CASES = {18: (1, 75, 53), 34: (1, 75, 53), 50: (2, 45, 37), 101: (2, 45, 37)}
 LABELS = np.array([3, 0, 9, 3])
 #: Of which entries of each gradient and statistic the numbers are kept, as parts of its length in torch's order.
 PLACES = (0.0, 0.31, 0.62, 1.0)
@@ -40,8 +40,8 @@ def value(name: str, shape: tuple[int, ...], depth: int) -> np.ndarray:
     elif part == "running_var":
         result = 0.5 + uniform
     elif part == "weight":
-        # A block's last normalisation, after which its shortcut is added.
-        result = (0.5 + uniform) * (0.3 if layer.endswith(last) else 1.0)
+        # A block's last normalisation, after which its shortcut is added: small, as in networks that were trained.
+        result = (0.5 + uniform) * (0.1 if layer.endswith(last) else 1.0)
     else:
         result = centred * 0.1
     return result.astype("float32")

@@ -277,7 +277,7 @@ def test_an_archive_that_claims_more_than_it_has_is_refused(four, path):
         (legacy_file(pickled({"p": tensor()}), keys=()), "storage '0' is not there"),
         (legacy_file(pickled({"p": tensor()}), keys=("0", "1")), "a storage that no tensor uses"),
         (legacy_file(pickled({"p": tensor()}), keys=(0,)), "a storage that no tensor uses"),
-        (legacy_file(pickled({"p": tensor()}), storages=[(5, FOUR)]), "should have 4 numbers, but has 5"),
+        (legacy_file(pickled({"p": tensor()}), storages=[(3, FOUR[:12])]), "should have 4 numbers, but has 3"),
         (legacy_file(pickled({"p": tensor()}), storages=[(-1, FOUR)]), "should have 4 numbers, but has -1"),
         (legacy_file(pickled({"p": tensor()}))[:-1], "or is cut short"),
         (legacy_file(pickled({"p": tensor()}))[:-20], "not a whole file"),
