@@ -171,7 +171,7 @@ MISUSED = {
     "storage_of_no_dtype": (tensor(of=storage(kind="Size")), "storage of an unknown kind"),
     "storage_of_negative_length": (tensor(of=storage(length=-1)), "storage of an unknown kind, key or length"),
     "storage_of_two_lengths": ((tensor(), tensor(of=storage(length=3))), "'0' with two dtypes or lengths"),
-    "part_that_is_none": (tensor(of=storage(part="x")), "part of storage '0' that is no start and length"),
+    "part_that_is_none": (tensor(of=storage(part=("x",))), "part of storage '0' that is no start and length"),
     "part_behind_the_end": (
         tensor((1,), of=storage(part=("9", 3, 2))),
         "storage '0' of 'p' has 16 bytes instead of 20",
