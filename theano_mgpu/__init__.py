@@ -5,6 +5,7 @@ from theano_mgpu.arguments import In
 from theano_mgpu.averages import average, grad, maximum, minimum, total
 from theano_mgpu.devices import Context, Contexts, contexts
 from theano_mgpu.errors import CutError, NonFiniteError, UnsupportedGraphError
+from theano_mgpu.resident_data import resident
 from theano_mgpu.step import Step, function
 from theano_mgpu.store import ParameterStore
 
@@ -31,6 +32,7 @@ __all__ = [
     "minimum",
     "models",
     "nn",
+    "resident",
     "schedules",
     "total",
     "updates",

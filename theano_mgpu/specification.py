@@ -16,6 +16,7 @@ from pytensor.graph.traversal import ancestors
 from pytensor.tensor.type import TensorType
 
 from theano_mgpu.arguments import Argument
+from theano_mgpu.resident_data import ResidentData
 
 __all__ = [
     "Form",
@@ -82,6 +83,11 @@ def parse_updates(updates: Any) -> dict[SharedVariable, Variable]:
         variable, new_value = pair
         if not isinstance(variable, SharedVariable):
             raise TypeError(f"updates: expected a shared variable to update, got {variable!r}.")
+        if isinstance(variable, ResidentData):
+            raise TypeError(
+                f"updates: {variable.name or variable} is resident data, which steps only read. Keep what a step "
+                f"changes in pytensor.shared(...), or call set_value between steps."
+            )
         if variable in parsed:
             raise ValueError(f"updates: {variable.name or variable} is updated twice; give it one new value.")
         parsed[variable] = _of_type(variable, new_value)

@@ -43,6 +43,7 @@ from theano_mgpu.mirror import (
     require_mirrorable,
     shapes_of,
 )
+from theano_mgpu.pieces import current
 from theano_mgpu.programs import DeviceProgram, Report, ShardResults, Updated, UpdateProgram
 from theano_mgpu.specification import (
     Form,
@@ -192,7 +193,7 @@ class Step:
             self._make_programs()
         with jax.enable_x64(True):
             turns = self._split(batch)
-            shared = self._mirrors.arrays(self.cut.device.shared)
+            shared = current(self.cut.device.shared, self._mirrors, self.contexts)
             rows, reports = self._gather(turns, self._run(turns, batch, shared))
             updated = self._apply(rows, batch)
             self._check(reports, updated)
@@ -274,7 +275,7 @@ class Step:
     def _update_arguments(self, batch: Mapping[Variable, np.ndarray]) -> tuple[list[Any], list[Any]]:
         inputs = [batch[v] for v in self._bundled.rest.inputs if v in self.cut.whole]
         whole = placed(inputs, self._update_mirrors.placement)
-        return whole, self._update_mirrors.arrays(self._bundled.shared)
+        return whole, current(self._bundled.shared, self._update_mirrors)
 
     def _check(self, reports: list[Report], updated: Updated) -> None:
         """Raise what the devices found wrong with the data; nothing has changed yet."""
@@ -320,7 +321,7 @@ class Step:
         )
 
     def _non_finite_shards(self, turns: Sequence[Round], batch: Mapping[Variable, np.ndarray]) -> list[int]:
-        shared = self._mirrors.arrays(self.cut.device.shared)
+        shared = current(self.cut.device.shared, self._mirrors, self.contexts)
         found = []
         for turn in turns:
             result = self._program(turn, self._placed(turn, batch), shared)
