@@ -37,6 +37,7 @@ ROOMS = [
     "launch",
     "finite",
     "arguments",
+    "slices",
     "specification",
     "step",
     "plan",

@@ -29,8 +29,8 @@ _ALIGNMENT = 64  # bytes: XLA takes over memory that begins at a multiple of it,
 class Pieces:
     """Data of ``length`` rows in one piece a device, behind the last row zeros; in one piece, all of it.
 
-    Outside a program ``array`` is (devices * piece, ...); inside it is a device's own piece, (piece, ...). The length is
-    part of what a program is compiled for, as shapes are.
+    Outside a program ``array`` is (devices * piece, ...); inside it is a device's own piece, (piece, ...). The length
+    is part of what a program is compiled for, as shapes are.
     """
 
     array: Any
@@ -81,7 +81,7 @@ def _from_bits(bits: jax.Array, dtype: Any) -> jax.Array:
 
 
 def current(slots: Sequence[Slot], mirrors: Mirrors, contexts: Contexts | None = None) -> list[Any]:
-    """What the variables hold now: mirrors, and of resident data pieces over ``contexts``, else all where mirrors are."""
+    """What the variables hold now: mirrors, and of resident data pieces over ``contexts``, else all of it."""
     resident = {
         slot: _kept(slot, on_each(contexts), len(contexts)) if contexts else _kept(slot, mirrors.placement, 1)
         for slot in slots

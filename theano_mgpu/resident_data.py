@@ -55,7 +55,7 @@ class ResidentData(TensorSharedVariable):
         self.placed: dict[Any, Any] = {}  # a placement to the array that is there, and where
 
     def set_value(self, new_value: Any, borrow: bool = False) -> None:
-        """Other rows, of the same shape and dtype each; copied, with ``borrow`` too, and placed before the next step."""
+        """Other rows, of the same shape and dtype each; copied, also with ``borrow``. The next step places them."""
         array = self.type.filter(new_value, strict=False, allow_downcast=None)
         _require_rows_of_numbers(array, repr(self.name) if self.name else "the new value")
         self.container.value = read_only(array)

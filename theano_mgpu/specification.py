@@ -146,8 +146,10 @@ def with_default_updates(
         complete |= zip(found, with_givens(list(found.values()), givens, inputs), strict=True)
 
 
-def check_used(arguments: Sequence[Argument], graph: Sequence[Variable], on_unused_input: str) -> None:
-    """Every input is used by an output or update; and everything that they need is an input, shared or constant."""
+def check_used(
+    arguments: Sequence[Argument], graph: Sequence[Variable], on_unused_input: str, computed: Sequence[Variable] = ()
+) -> None:
+    """Every input is used by an output or update; and all that they need is an input, computed, shared or constant."""
     needed = set(ancestors(graph))
     unused = [a.label(i) for i, a in enumerate(arguments) if a.variable not in needed]
     if unused and on_unused_input != "ignore":
@@ -158,7 +160,7 @@ def check_used(arguments: Sequence[Argument], graph: Sequence[Variable], on_unus
         if on_unused_input == "raise":
             raise ValueError(message)
         warnings.warn(message, stacklevel=3)
-    inputs = {a.variable for a in arguments}
+    inputs = {*(a.variable for a in arguments), *computed}
     loose = [
         v for v in needed if v.owner is None and v not in inputs and not isinstance(v, SharedVariable) and _is_free(v)
     ]

@@ -45,6 +45,7 @@ from theano_mgpu.mirror import (
 )
 from theano_mgpu.pieces import current
 from theano_mgpu.programs import DeviceProgram, Report, ShardResults, Updated, UpdateProgram
+from theano_mgpu.slices import Slices, look_ups_first, with_slices_looked_up
 from theano_mgpu.specification import (
     Form,
     check_used,
@@ -124,17 +125,20 @@ def function(
     require_inputs("broadcast", broadcast, variables)
     form = Form(outputs)
     new_values = parse_updates(updates)
-    graph = with_givens([*form.variables, *new_values.values()], givens, variables)
+    graph = [*form.variables, *new_values.values()]
+    givens, slices = with_slices_looked_up(givens, graph, variables)
+    graph = look_ups_first(with_givens(graph, givens, variables))
     count = len(form.variables)
     new_values = dict(zip(new_values, graph[count:], strict=True))
     new_values = with_default_updates(graph[:count], new_values, givens, variables)
-    check_used(arguments, [*graph[:count], *new_values.values()], on_unused_input)
-    parts = cut(variables, graph[:count], new_values, broadcast)
+    check_used(arguments, [*graph[:count], *new_values.values(), *slices.bounds], on_unused_input, slices.rows)
+    parts = cut([*variables, *slices.rows], graph[:count], new_values, broadcast)
     return Step(
         parts,
         arguments,
         form,
         contexts,
+        slices=slices,
         shards=len(contexts) if shards is None else positive("shards", shards),
         update_on=update_on,
         precision=named_precision(precision),
@@ -153,6 +157,7 @@ class Step:
         form: Form,
         contexts: Contexts,
         *,
+        slices: Slices,
         shards: int,
         update_on: str,
         precision: Precision,
@@ -168,6 +173,7 @@ class Step:
         self.skipped = 0  # steps left out under nonfinite="skip"
         self._calls = 0
         self._form = form
+        self._slices = slices
         self._signature = Signature(name, tuple(arguments), cut.split)
         self._on_device = update_on == "device"
         for variable in self.get_shared():
@@ -189,6 +195,7 @@ class Step:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One step; outputs come as numpy arrays. Nothing visible changes before the commit."""
         batch = self._signature.bind(args, kwargs)
+        batch |= self._slices.values(self.name, self._signature.arguments, batch, self.cut.split)
         if shapes_of(self._bundled.shapes) != self._bundled.shapes:  # a value of another shape was set
             self._make_programs()
         with jax.enable_x64(True):
