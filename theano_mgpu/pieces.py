@@ -64,7 +64,8 @@ class Pieces:
         places = lax.all_gather(indices, AXIS) - lax.axis_index(AXIS).astype(indices.dtype) * piece  # (devices, rows)
         rows = jnp.take(self.array, places, axis=0, mode="clip")
         is_own = ((places >= 0) & (places < piece)).reshape(places.shape + (1,) * (rows.ndim - 2))
-        return _from_bits(lax.psum_scatter(jnp.where(is_own, _bits(rows), 0), AXIS), rows.dtype)
+        own = jnp.where(is_own, rows, jnp.zeros((), rows.dtype))
+        return _from_bits(lax.psum_scatter(_bits(own), AXIS), rows.dtype)
 
 
 def _bits(values: jax.Array) -> jax.Array:

@@ -53,8 +53,13 @@ class Slices:
         self._slices = slices
         self.rows = [given.rows for given in slices]
         self.bounds = [v for given in slices for v in (given.start, given.stop) if v is not None]
-        used = set(ancestors(self.bounds))
+        self._numbers = []  # for each slice its bounds, then the lengths of its data
+        for given in slices:
+            self._numbers += [pt.as_tensor_variable(v) for v in (given.start, given.stop) if v is not None]
+            self._numbers += [_leaf(data).shape[0] for _, data in given.taken_of]
+        used = set(ancestors(self._numbers))
         self._inputs = [v for v in inputs if v in used]
+        self._shared = [v for v in used if isinstance(v, SharedVariable)]
         self._function: Callable[..., list[Any]] | None = None
 
     def values(
@@ -81,15 +86,13 @@ class Slices:
 
     def _computed(self, batch: Mapping[Variable, np.ndarray]) -> list[Any]:
         if self._function is None:
-            outputs = []
-            for given in self._slices:
-                outputs += [pt.as_tensor_variable(v) for v in (given.start, given.stop) if v is not None]
-                outputs += [_leaf(data).shape[0] for _, data in given.taken_of]
-            # Python's linker compiles nothing, and a call takes 0.1 ms.
+            # Shared variables as inputs: a function of them would apply their default updates. Python's linker compiles
+            # nothing, and a call takes 0.2 ms.
+            inputs = {v: v.type() for v in (*self._inputs, *self._shared)}
+            numbers = clone_replace(self._numbers, replace=inputs)
             mode = Mode("py", "fast_compile")
-            options = {"mode": mode, "no_default_updates": True, "on_unused_input": "ignore"}
-            self._function = pytensor.function(self._inputs, outputs, **options)
-        return self._function(*(batch[v] for v in self._inputs))
+            self._function = pytensor.function(list(inputs.values()), numbers, mode=mode, on_unused_input="ignore")
+        return self._function(*(batch[v] for v in self._inputs), *map(read, self._shared))
 
     def _rows(self, step: str, given: _Slice, of: slice, lengths: Sequence[int]) -> np.ndarray:
         ranges = [range(*of.indices(length)) for length in lengths]
