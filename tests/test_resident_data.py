@@ -300,7 +300,7 @@ def test_data_of_other_lengths_is_named():
     images, labels, rows = tm.resident(IMAGES, name="images"), tm.resident(LABELS[:99], name="labels"), pt.ivector("r")
     outputs = [images[rows], pt.cast(labels, "int32")[rows]]
     with pytest.raises(
-        ValueError, match="r looks rows up in (images|labels), which has (101|99) rows, and in (images|labels)"
+        ValueError, match=r"r looks rows up in (images|labels), which has (101|99) rows, and in (images|labels)"
     ):
         tm.function([rows], outputs, contexts="cpu:8")
 

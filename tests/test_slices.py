@@ -129,7 +129,7 @@ def test_slices_of_other_lengths_are_named(eight):
         tm.function([i], outputs, givens=other, contexts=eight[:2])(0)
     resident = {x: tm.resident(LABELS, name="long")[i : i + 10], y: tm.resident(LABELS[:95], name="short")[i : i + 10]}
     with pytest.raises(
-        ValueError, match="looks rows up in (long|short), which has (103|95) rows, and in (long|short), which"
+        ValueError, match=r"looks rows up in (long|short), which has (103|95) rows, and in (long|short), which"
     ):
         tm.function([i], outputs, givens=resident, contexts=eight[:2])
 
