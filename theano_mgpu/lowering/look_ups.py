@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from pytensor.graph.basic import Apply
 from pytensor.tensor.subtensor import indices_from_subtensor
 
@@ -33,8 +32,7 @@ def looked_up(node: Apply, inputs: Sequence[Any]) -> jax.Array:
     first, *rest = indices_from_subtensor(inputs[1:], node.op.idx_list)
     first = jnp.asarray(first)
     indices = _within(node, data, first.reshape(-1))
-    # The rows as they would come as a batch: XLA would compute other sums where it sees a look-up behind them.
-    rows = lax.optimization_barrier(data.rows(indices))
+    rows = data.rows(indices)
     if not rest:
         return rows.reshape(first.shape + rows.shape[1:])
     return rows[(np.arange(first.size).reshape(first.shape)[()], *rest)]
