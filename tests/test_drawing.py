@@ -337,3 +337,15 @@ def test_lists_name_the_first_and_the_last() -> None:
 )
 def test_sizes_are_in_decimal_units(count: int, said: str) -> None:
     assert size(count) == said
+
+
+def test_resident_data_is_told_from_what_is_mirrored(tmp_path):
+    images, rows = tm.resident(np.zeros((7, 3), "float32"), name="images"), pt.ivector("rows")
+    weight = pytensor.shared(np.zeros(3, "float32"), name="weight")
+    loss = (images[rows] @ weight).mean()
+    drawn = cut([rows], [tm.average(loss)], {weight: weight - tm.grad(loss, weight)})
+    lines = diagram(drawn).splitlines()
+    assert any("mirrored  1 variable " in line for line in lines)
+    assert any("resident  1 variable " in line for line in lines)
+    picture = draw(drawn, tmp_path / "cut.svg", Running(("cpu0",), 1))
+    assert "resident on the devices, a part on each: images" in Path(picture).read_text()

@@ -22,8 +22,10 @@ from theano_mgpu.host_memory import host_memory
 from theano_mgpu.launch import AHEAD, rounds_at_a_time
 from theano_mgpu.lending import peek
 from theano_mgpu.mirror import on_each, on_every
+from theano_mgpu.pieces import bytes_on_each, pieces_like
 from theano_mgpu.plan import DeviceMemory, HostMemory, Plan, held_gradients
 from theano_mgpu.programs import DeviceProgram, ProgramMemory, UpdateProgram
+from theano_mgpu.resident_data import ResidentData
 from theano_mgpu.split import Round
 from theano_mgpu.vectors import Slot, Vector
 
@@ -93,7 +95,7 @@ class Preparation:
         count, update = len(turns), self._update_memory
         slots = dict.fromkeys((*self._mirrored, *(self._update.shared if self._on_device else ())))
         return DeviceMemory(
-            parameters=sum(map(_size, slots)),
+            parameters=sum(map(self._size, slots)),
             inputs=max(program.inputs for program in programs) * min(count, AHEAD + 1),
             activations=max(program.temporary for program in programs) * rounds_at_a_time(count, self._contexts),
             gradients=max(program.results for program in programs) * held_gradients(count, AHEAD),
@@ -136,7 +138,7 @@ class Preparation:
         update, copied = self._update_memory, self._contexts.platform != "cpu" and not self._on_device
         results = max(program.results for program in self._compiled.values())
         return HostMemory(
-            parameters=sum(map(_size, everything)),
+            parameters=sum(bytes_on_each(_shared_like(slot)) for slot in everything),
             gradients=results * len(self._contexts) if copied else 0,
             update=0 if self._on_device else update.results + update.temporary,
             page_locked=0,
@@ -165,6 +167,11 @@ class Preparation:
     def _whole(self) -> tuple[Round, ...]:
         return (split.whole_batch_round(len(self._contexts)),)
 
+    def _size(self, slot: Slot) -> int:
+        if isinstance(slot, ResidentData):
+            return bytes_on_each(pieces_like(slot, self._contexts))
+        return bytes_on_each(_shared_like(slot))
+
     def _key(self, turn: Round, shapes: Shapes) -> Any:
         inputs = self._cut.device.inputs
         return turn.size, *(shapes[v][1:] if v in self._cut.split else shapes[v] for v in inputs)
@@ -179,7 +186,10 @@ class Preparation:
             else _like(shapes[v], v, on_all)
             for v in self._cut.device.inputs
         ]
-        return inputs, [_shared_like(slot, on_all) for slot in self._mirrored]
+        return inputs, [
+            pieces_like(slot, self._contexts) if isinstance(slot, ResidentData) else _shared_like(slot, on_all)
+            for slot in self._mirrored
+        ]
 
     def _update_like(self, shapes: Shapes) -> tuple[list[Any], list[Any], list[Any]]:
         values, placement = self._device.values_like, self._update_placement
@@ -202,8 +212,3 @@ def _shared_like(slot: Slot, placement: Sharding | None = None) -> jax.ShapeDtyp
     if isinstance(slot.type, RandomType):
         return jax.ShapeDtypeStruct((2,), np.dtype("uint32"), sharding=placement)  # a key
     return _like(peek(slot).shape, slot, placement)
-
-
-def _size(slot: Slot) -> int:
-    like = _shared_like(slot)
-    return like.size * like.dtype.itemsize

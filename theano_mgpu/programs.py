@@ -25,6 +25,8 @@ from theano_mgpu.lowering.dispatch import Check, collect_checks
 from theano_mgpu.lowering.graph import Lowered, Shard, lower
 from theano_mgpu.lowering.xla_options import xla_options
 from theano_mgpu.mirror import AXIS, mesh_of, on_each, on_every, placed, to_devices
+from theano_mgpu.pieces import bytes_on_each
+from theano_mgpu.resident_data import ResidentData
 from theano_mgpu.split import Round
 from theano_mgpu.vectors import Slot, Values, Vector, joined, variables_of
 
@@ -92,16 +94,17 @@ class DeviceProgram:
         self.checks: list[Check] = []
         self.values_like: list[jax.ShapeDtypeStruct] = []  # the shapes of a round's values
         inputs = [_EACH if split else _SAME for split in self._split]
+        placed_as = [_EACH if isinstance(slot, ResidentData) else _SAME for slot in shared]
         mapped = jax.shard_map(
             self._part,
             mesh=mesh_of(contexts),
-            in_specs=(_EACH, _EACH, inputs, _SAME, _SAME, _EACH),
+            in_specs=(_EACH, _EACH, inputs, placed_as, _SAME, _EACH),
             out_specs=_EACH,
             check_vma=False,
         )
         self._run = jax.jit(mapped, compiler_options=xla_options(contexts.platform))
 
-    def __call__(self, turn: Round, inputs: Sequence[Any], shared: Sequence[jax.Array]) -> ShardResults:
+    def __call__(self, turn: Round, inputs: Sequence[Any], shared: Sequence[Any]) -> ShardResults:
         arguments = self._checked_arguments(turn, inputs, shared)
         with to_devices():  # numpy inputs, where there is one device
             values, per_example, checks = self._run(*arguments)
@@ -109,9 +112,7 @@ class DeviceProgram:
             map_in_huge_pages(len(self._contexts), self._temporary_bytes)
         return ShardResults(values, Report(per_example, checks))
 
-    def lower(
-        self, turn: Round, inputs: Sequence[Any], shared: Sequence[jax.ShapeDtypeStruct]
-    ) -> Callable[[], ProgramMemory]:
+    def lower(self, turn: Round, inputs: Sequence[Any], shared: Sequence[Any]) -> Callable[[], ProgramMemory]:
         """All of a first call that needs Python, ``values_like`` with it; what is returned compiles the program."""
         with jax.enable_x64(True), to_devices():
             lowered = self._run.lower(*self._checked_arguments(turn, inputs, shared))
@@ -125,7 +126,7 @@ class DeviceProgram:
 
         return compile_program
 
-    def _checked_arguments(self, turn: Round, inputs: Sequence[Any], shared: Sequence[jax.Array]) -> tuple[Any, ...]:
+    def _checked_arguments(self, turn: Round, inputs: Sequence[Any], shared: Sequence[Any]) -> tuple[Any, ...]:
         weights = self._one_each(turn.weights, np.float64)
         numbers = self._one_each(turn.shards, np.int32)
         devices = len(self._contexts)
@@ -233,7 +234,7 @@ class UpdateProgram:
         self._constants = _constants_of(self._rest, placement)
         self._run = jax.jit(self._update, out_shardings=placement)
 
-    def __call__(self, rows: Sequence[Sequence[Any]], whole: Sequence[Any], shared: Sequence[jax.Array]) -> Updated:
+    def __call__(self, rows: Sequence[Sequence[Any]], whole: Sequence[Any], shared: Sequence[Any]) -> Updated:
         # Shards' rows are numpy views: the call takes them over in 5 us each, device_put in 45.
         with to_devices():
             updated = Updated(*self._run(list(rows), list(whole), list(shared), self._constants))
@@ -242,9 +243,7 @@ class UpdateProgram:
                 require_same_shape(slot, value.shape)
         return updated
 
-    def compile(
-        self, rows: Sequence[Sequence[Any]], whole: Sequence[Any], shared: Sequence[jax.ShapeDtypeStruct]
-    ) -> ProgramMemory:
+    def compile(self, rows: Sequence[Sequence[Any]], whole: Sequence[Any], shared: Sequence[Any]) -> ProgramMemory:
         """For arguments of these shapes, so that a call finds the program ready."""
         with jax.enable_x64(True), to_devices():  # not inherited by threads
             return _memory_of(self._run.lower(list(rows), list(whole), list(shared), self._constants), shared, 0)
@@ -289,7 +288,7 @@ class UpdateProgram:
 def _memory_of(lowered: jax.stages.Lowered, shared: Sequence[Any], operations: float) -> ProgramMemory:
     """Compile, and ask XLA."""
     memory = lowered.compile().memory_analysis()
-    own = sum(like.size * like.dtype.itemsize for like in shared)
+    own = sum(map(bytes_on_each, shared))
     arguments, results = memory.argument_size_in_bytes, memory.output_size_in_bytes
     return ProgramMemory(arguments - own, results, memory.temp_size_in_bytes, operations)
 

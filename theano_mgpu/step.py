@@ -42,10 +42,13 @@ from theano_mgpu.mirror import (
     shapes_of,
     write,
 )
+from theano_mgpu.pieces import current
 from theano_mgpu.plan import DeviceMemory, Plan
 from theano_mgpu.preparation import Preparation, Shapes
 from theano_mgpu.programs import DeviceProgram, Report, ShardResults, Updated, UpdateProgram
+from theano_mgpu.resident_data import ResidentData
 from theano_mgpu.shards import ShardCount, is_out_of_memory
+from theano_mgpu.slices import Slices, look_ups_first, with_slices_looked_up
 from theano_mgpu.specification import (
     Form,
     check_used,
@@ -131,17 +134,20 @@ def function(
     require_inputs("broadcast", broadcast, variables)
     form = Form(outputs)
     new_values = parse_updates(updates)
-    graph = with_givens([*form.variables, *new_values.values()], givens, variables)
+    graph = [*form.variables, *new_values.values()]
+    givens, slices = with_slices_looked_up(givens, graph, variables)
+    graph = look_ups_first(with_givens(graph, givens, variables))
     count = len(form.variables)
     new_values = dict(zip(new_values, graph[count:], strict=True))
     new_values = with_default_updates(graph[:count], new_values, givens, variables)
-    check_used(arguments, [*graph[:count], *new_values.values()], on_unused_input)
-    parts = cut(variables, graph[:count], new_values, broadcast)
+    check_used(arguments, [*graph[:count], *new_values.values(), *slices.bounds], on_unused_input, slices.rows)
+    parts = cut([*variables, *slices.rows], graph[:count], new_values, broadcast)
     return Step(
         parts,
         arguments,
         form,
         contexts,
+        slices=slices,
         shards=None if shards == "auto" else len(contexts) if shards is None else positive("shards", shards),
         update_on=update_on,
         precision=computed_in,
@@ -177,6 +183,7 @@ class Step:
         form: Form,
         contexts: Contexts,
         *,
+        slices: Slices,
         shards: int | None,
         update_on: str,
         precision: Precision,
@@ -184,7 +191,15 @@ class Step:
         name: str,
     ) -> None:
         self._over = partial(
-            Step, cut, arguments, form, update_on=update_on, precision=precision, nonfinite=nonfinite, name=name
+            Step,
+            cut,
+            arguments,
+            form,
+            slices=slices,
+            update_on=update_on,
+            precision=precision,
+            nonfinite=nonfinite,
+            name=name,
         )
         self.cut = cut
         self.name = name
@@ -195,6 +210,7 @@ class Step:
         self._calls = 0
         self._shard_count = ShardCount(name, shards, len(contexts))
         self._form = form
+        self._slices = slices
         self._signature = Signature(name, tuple(arguments), cut.split)
         self._on_device = update_on == "device"
         for variable in self.get_shared():
@@ -268,8 +284,9 @@ class Step:
 
     def mirrored(self) -> dict[Slot, jax.Array]:
         """What the devices have of shared variables now."""
+        slots = [slot for slot in self._mirrored if not isinstance(slot, ResidentData)]
         with jax.enable_x64(True):
-            return dict(zip(self._mirrored, self._mirrors.arrays(self._mirrored), strict=True))
+            return dict(zip(slots, self._mirrors.arrays(slots), strict=True))
 
     def put(self, *args: Any, **kwargs: Any) -> SentBatch:
         """Split a batch and send it to the devices ahead of time: ``step(step.put(images, labels))``.
@@ -277,7 +294,7 @@ class Step:
         Returns at once, while the devices may still compute the step before; so the next batch's transfer and this
         one's computation overlap. The arrays are copied, and are the caller's again.
         """
-        batch = SentBatch(self, {v: np.array(value) for v, value in self._signature.bind(args, kwargs).items()})
+        batch = SentBatch(self, {v: np.array(value) for v, value in self._bound(args, kwargs).items()})
         self._follow_shapes()
         with jax.enable_x64(True):
             batch.placed = {turn: self._placed(turn, batch) for turn in self._split(batch)}
@@ -297,7 +314,7 @@ class Step:
         """
         batch_size = positive("batch_size", batch_size)
         self._follow_shapes()
-        inputs = self._signature.shapes(batch_size, shapes)
+        inputs = self._signature.shapes(batch_size, shapes) | dict.fromkeys(self._slices.rows, (batch_size,))
         return self._preparation.plan(batch_size, self._shards_for(batch_size, inputs), inputs)
 
     def _attempt(self, batch: Mapping[Variable, np.ndarray]) -> Attempt:
@@ -305,7 +322,7 @@ class Step:
         self._follow_shapes()
         with jax.enable_x64(True):
             turns = self._split(batch)
-            shared = self._mirrors.arrays(self._mirrored)
+            shared = current(self._mirrored, self._mirrors, self.contexts)
             rows, reports = self._gather(turns, self._run(turns, batch, shared))
             updated = self._apply(rows, batch)
             self._check(reports, updated)
@@ -314,7 +331,8 @@ class Step:
 
     def _bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[Variable, np.ndarray]:
         if not any(isinstance(argument, SentBatch) for argument in (*args, *kwargs.values())):
-            return self._signature.bind(args, kwargs)
+            batch = self._signature.bind(args, kwargs)
+            return batch | self._slices.values(self.name, self._signature.arguments, batch, self.cut.split)
         if len(args) != 1 or kwargs or args[0].step is not self:
             raise TypeError(
                 f"{self.name}(): a batch that was put is the step's only argument, and of the step that put it: "
@@ -397,7 +415,7 @@ class Step:
 
     def _update_arguments(self, batch: Mapping[Variable, np.ndarray]) -> tuple[list[Any], list[Any]]:
         whole = placed([batch[v] for v in self._update.whole], self._update_mirrors.placement)
-        return whole, self._update_mirrors.arrays(self._bundled.shared)
+        return whole, current(self._bundled.shared, self._update_mirrors)
 
     def _check(self, reports: list[Report], updated: Updated) -> None:
         """Raise what the devices found wrong with the data; nothing has changed yet."""
@@ -451,7 +469,7 @@ class Step:
         )
 
     def _non_finite_shards(self, turns: Sequence[Round], batch: Mapping[Variable, np.ndarray]) -> list[int]:
-        shared = self._mirrors.arrays(self._mirrored)
+        shared = current(self._mirrored, self._mirrors, self.contexts)
         found = []
         for turn in turns:
             result = self._program(turn, self._placed(turn, batch), shared)

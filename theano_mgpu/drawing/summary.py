@@ -14,6 +14,7 @@ from pytensor.tensor.random.type import RandomType
 from theano_mgpu.cut import Cut
 from theano_mgpu.drawing.sizes import shapes_at_the_cut
 from theano_mgpu.drawing.work import Work, work
+from theano_mgpu.resident_data import ResidentData
 
 __all__ = ["Group", "Running", "Summary", "listed", "plural", "size", "summarise", "typed"]
 
@@ -72,6 +73,7 @@ class Summary:
     whole_on_devices: bool
     whole_in_update: bool
     mirrored: Group  # shared variables on every device
+    resident: Group  # data that stays on the devices, a part on each
     kept: Group  # shared variables that only the update reads or writes
     generators: tuple[str, ...]
     device: Work
@@ -115,7 +117,7 @@ def summarise(cut: Cut, running: Running | None = None) -> Summary:
     running = running or Running()
     tensors = [v for v in cut.device.shared if not isinstance(v.type, RandomType)]
     everything = (*cut.device.shared, *cut.host.shared, *cut.generators)
-    mirrored = _in_order(tensors, cut.updated)
+    mirrored = _in_order([v for v in tensors if not isinstance(v, ResidentData)], cut.updated)
     kept = [v for v in dict.fromkeys((*cut.updated, *_in_order(cut.host.shared, cut.updated))) if v not in tensors]
     labels = running.outputs or tuple(_output_label(cut, i) for i in range(len(cut.outputs)))
     names = _reduction_names(cut, labels)
@@ -131,6 +133,7 @@ def summarise(cut: Cut, running: Running | None = None) -> Summary:
         whole_on_devices=any(v in cut.device.inputs for v in cut.whole),
         whole_in_update=any(v in cut.host.inputs for v in cut.whole),
         mirrored=_shared(mirrored),
+        resident=_shared([v for v in tensors if isinstance(v, ResidentData)]),
         kept=_shared([v for v in kept if not isinstance(v.type, RandomType)]),
         generators=tuple(_name(v) for v in dict.fromkeys(everything) if isinstance(v.type, RandomType)),
         device=work(cut.device),

@@ -246,7 +246,7 @@ def _draw_whole(picture: Picture, summary: Summary) -> None:
 
 
 def _draw_shared(picture: Picture, summary: Summary) -> None:
-    if not (summary.mirrored or summary.kept or summary.generators):
+    if not (summary.mirrored or summary.resident or summary.kept or summary.generators):
         return
     picture.rectangle(*_SHARED, "memory")
     x, width = _SHARED.x + 18, _SHARED.width - 36
@@ -260,9 +260,11 @@ def _draw_shared(picture: Picture, summary: Summary) -> None:
         picture.text(left, _SHARED.y + 51, f"{len(group):,} {label}", column - 14, 13, "strong")
         picture.text(left, _SHARED.y + 70, group.amount, column - 14, 12)
         picture.paragraph(left, _SHARED.y + 89, [listed(group.names)], column - 14, 12, "mono muted")
-    if summary.generators:
-        generators = f"random generators, a key for each shard: {listed(summary.generators)}"
-        picture.text(x, _SHARED.y + 125, generators, width, 12, "muted")
+    notes = [f"random generators, a key for each shard: {listed(summary.generators)}"] if summary.generators else []
+    if summary.resident:
+        notes.append(f"resident on the devices, a part on each: {listed(summary.resident.names)}")
+    if notes:
+        picture.text(x, _SHARED.y + 125, "; ".join(notes), width, 12, "muted")
     if summary.mirrored or summary.generators:
         arrow = _DEVICES.x + 116
         picture.path(f"M{arrow:g} {_SHARED.y}V{_DEVICES.bottom + 9:g}", "batch", 3)
