@@ -142,6 +142,8 @@ for precision in float32 bfloat16; do
         elif ((count > 1)); then
             step_row "PyTorch DDP" "$batch" "$precision" \
                 "$TORCH_PYTHON" benchmarks/peers/torch_ddp_resnet50.py --devices "$count" "${where[@]}"
+            step_row "PyTorch DDP, torch.compile" "$batch" "$precision" \
+                "$TORCH_PYTHON" benchmarks/peers/torch_ddp_resnet50.py --compile --devices "$count" "${where[@]}"
         else
             step_row "PyTorch" "$batch" "$precision" "$TORCH_PYTHON" benchmarks/peers/torch_resnet50.py "${where[@]}"
             step_row "PyTorch, torch.compile" "$batch" "$precision" \
@@ -152,7 +154,7 @@ done
 say ""
 [[ -n ${TORCH_PYTHON:-} ]] || say "PyTorch's rows were not run: set TORCH_PYTHON to a Python that has torch."
 say "float32 is each library's default: XLA and cuDNN may use TF32 inside; bfloat16 is precision=\"bfloat16\" (ours)," \
-    "bfloat16 activations (JAX) and autocast (PyTorch)."
+    "bfloat16 activations (JAX) and autocast (PyTorch). PyTorch's images and filters are channels_last."
 say ""
 say "## The rest"
 say ""

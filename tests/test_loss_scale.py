@@ -9,6 +9,7 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 from comparison import PYTHON, assert_close, states
+from pytensor.gradient import disconnected_grad
 
 import theano_mgpu as tm
 from theano_mgpu.averages import LossScale as ScaleOp
@@ -78,8 +79,10 @@ def test_a_step_that_overflows_is_left_out_and_halves_the_scale(eight, update_on
 
 @BOTH
 def test_an_overflow_is_seen_in_the_gradient_where_the_rule_hides_it(eight, update_on):
-    """A clipped infinity is a number."""
-    step, weight = regression(rule=lambda g: pt.clip(g, -1, 1), contexts=eight[:2], update_on=update_on)
+    """A clipped infinity is a number, and so is what stands for NaN."""
+    step, weight = regression(
+        rule=lambda g: pt.switch(pt.isnan(g), 0, pt.clip(g, -1, 1)), contexts=eight[:2], update_on=update_on
+    )
     before = states(weight)
     step.loss_scale = LARGE
     step(X)
@@ -194,13 +197,18 @@ def from_known_gradients(x: Any, w: Any, loss: Any) -> Any:
     return tm.grad((hidden**2).mean(), w, known_grads={hidden: pt.ones_like(hidden) / x.shape[0].astype("float32")})
 
 
-def of_what_is_the_same_everywhere(x: Any, w: Any, loss: Any) -> Any:
-    """The inner gradient needs no average: it is the penalty's."""
+def beside_a_penaltys(x: Any, w: Any, loss: Any) -> Any:
     return tm.grad(loss + (tm.grad((w**2).sum(), w) ** 2).sum() / 100, w)
 
 
+def beside_a_constant_one(x: Any, w: Any, loss: Any) -> Any:
+    """The inner gradient is the same on every shard, so that no average is taken."""
+    direction = disconnected_grad(tm.grad((w**2).sum(), w))
+    return tm.grad(loss + ((x @ direction) * (x @ w)).mean(), w)
+
+
 @pytest.mark.parametrize(
-    "gradient", [gradient_of_gradient, of_a_total, from_known_gradients, of_what_is_the_same_everywhere]
+    "gradient", [gradient_of_gradient, of_a_total, from_known_gradients, beside_a_penaltys, beside_a_constant_one]
 )
 def test_gradients_are_unscaled_whatever_way_they_took(eight, gradient):
     """As in plain PyTensor, to float16's 11 bits; also after another scale."""

@@ -28,6 +28,8 @@ def worker(rank: int, arguments: argparse.Namespace) -> None:
     dist.init_process_group("nccl" if arguments.cuda else "gloo", rank=rank, world_size=arguments.devices)
     model = resnet50((1, 1, 1, 1) if arguments.smoke else (3, 4, 6, 3)).to(device, memory_format=torch.channels_last)
     parallel = torch.nn.parallel.DistributedDataParallel(model, [rank] if arguments.cuda else None)
+    if arguments.compile:
+        parallel = torch.compile(parallel)
     own = arguments.batch // arguments.devices
     training = Training(parallel, own, arguments.image_size, device, arguments.precision)
     training()
@@ -65,6 +67,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="bfloat16: by autocast")
+    parser.add_argument("--compile", action="store_true", help="torch.compile")
     parser.add_argument("--cuda", action="store_true", help="GPUs instead of the processor")
     parser.add_argument("--smoke", action="store_true", help="small and quick: does it run at all?")
     parser.set_defaults(port=free_port())

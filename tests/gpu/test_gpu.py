@@ -80,8 +80,9 @@ def test_all_gpus_together_equal_one(gpus, update_on: str) -> None:
     assert largest_difference(store, reference) < 1e-5
 
 
-def test_bfloat16_trains_near_float32(gpus, plain) -> None:
-    losses, _ = train(gpus[:1], precision="bfloat16")
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_16_bits_train_near_float32(gpus, plain, precision: str) -> None:
+    losses, _ = train(gpus[:1], precision=precision)
     assert losses[-1] < losses[0]
     np.testing.assert_allclose(losses, plain[0], rtol=5e-2)
 

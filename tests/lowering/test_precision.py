@@ -13,7 +13,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from comparison import Graph, plain, states
+from comparison import PYTHON, Graph, plain, states
 from pytensor.compile.builders import OpFromGraph
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.op import Op
@@ -207,18 +207,36 @@ def test_what_passes_16_bits_on_and_what_widens(op, dtype, monkeypatch):
     assert found.carried("Dot") == [["bfloat16"]]
 
 
-def test_integers_are_not_rounded_on_the_way():
+@pytest.mark.parametrize("counts", [pt.imatrix("counts"), pt.iscalar("count")], ids=["as many", "one"])
+def test_integers_are_not_rounded_on_the_way(counts):
     """Bfloat16 has 8 bits: 1001 would be 1000."""
-    x, counts = pt.matrix("x", dtype="float32"), pt.imatrix("counts")
-    w = pytensor.shared(np.eye(2, dtype="float32") * 1000)
-    product = x @ w
-    outputs = [product < counts, product * counts, tm.total(product.sum())]
+    x = pt.matrix("x", dtype="float32")
+    product = x @ pytensor.shared(np.eye(2, dtype="float32") * 1000)
+    outputs = [tm.total(value.sum()) for value in (product < counts, product * counts, product)]
     step = tm.function([x, counts], outputs, precision="bfloat16", contexts="cpu0")
-    less, times, total = step(np.eye(2, dtype="float32"), np.full((2, 2), 1001, "int32"))
-    assert less.all()
-    assert times.dtype == np.float64
-    assert times[0, 0] == 1001000
-    assert total == 2000
+    less, times, total = step(np.eye(2, dtype="float32"), np.full((2, 2)[: counts.ndim], 1001, "int32"))
+    assert (less, times, total) == (4, 2 * 1001000, 2 * 1000)
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        lambda y: y,
+        lambda y: (y.astype("float64") * 1.5).astype(y.dtype),
+        lambda y: y.sum(1, acc_dtype=y.dtype),
+        lambda y: pt.stack([y[0, 0], y[0, 1]]),
+    ],
+    ids=["elementwise", "cast", "sum", "stack"],
+)
+def test_float64_rounds_nothing_on_the_way(kept):
+    """The difference of what agrees to twenty bits: float32 would leave it four."""
+    x, w = pt.matrix("x", dtype="float32"), pt.matrix("w", dtype="float32")
+    values = np.random.default_rng(0).uniform(1, 2, (2, 3)).astype("float32")
+    given = values, values * np.float32(1 + 2.0**-20)
+    step = tm.function([x, w], tm.total(kept(x * x) - kept(w * w)), precision="float64", contexts="cpu0")
+    a, b = pt.dmatrices("ab")
+    exact = pytensor.function([a, b], kept(a * a) - kept(b * b), mode=PYTHON)(*given)
+    assert relative(step(*given), exact) < 1e-7
 
 
 # Numbers

@@ -149,8 +149,7 @@ class Precision:
         if self.narrow is None or output in full or not _is_single(output):
             return False
         if _is_product(op):
-            # Gradients of filters are the parameters', kept in full.
-            return not isinstance(op, Conv2dFilterGradient)
+            return True
         if type(op) in _LIKE_FIRST:
             return self._is_narrow(values[0])
         if not _passes(op):
