@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from theano_mgpu.split import in_order, place, placement, rounds, whole_batch_round
+from theano_mgpu.split import in_order, joint_round, place, placement, rounds, whole_batch_round
 
 sizes = {"examples": st.integers(1, 300), "shards": st.integers(1, 40), "devices": st.integers(1, 9)}
 
@@ -113,3 +113,19 @@ def test_a_step_without_a_batch_is_computed_by_the_first_device():
 
 def test_no_inputs_place_nothing(eight):
     assert place([], rounds(4, 2, 2)[0], eight[:2]) == []
+
+
+@given(examples=st.integers(1, 100), shards=st.integers(1, 8), idle=st.integers(0, 3))
+def test_a_joint_round_has_all_examples_in_order_at_a_time(examples, shards, idle):
+    """Shards that need each other's averages: of one size, and beside them what they do not divide, one by one."""
+    devices = shards + idle
+    turn = joint_round(examples, shards, devices)
+    taken = [i for part in turn.parts for d in part.live for i in range(part.starts[d], part.starts[d] + part.size)]
+    assert taken == list(range(examples))
+    numbers = [part.shards[d] for part in turn.parts for d in part.live]
+    assert numbers == list(range(len(numbers)))
+    assert sum(sum(part.weights) for part in turn.parts) == pytest.approx(1, rel=1e-12)
+    assert sum(part.size for part in turn.parts) <= -(-examples // shards)  # no device has more than a larger shard
+    batch = np.arange(examples)
+    results = [np.concatenate([batch[s : s + part.size] for s in part.starts]) for part in turn.parts]
+    np.testing.assert_array_equal(in_order([turn], results), batch)

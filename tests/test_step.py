@@ -343,7 +343,8 @@ def test_an_average_needed_below_the_cut_is_taken_between_the_devices(eight, dev
         outputs = [tm.average(loss), normalised]
         return Graph([x], outputs, {weight: weight - np.float32(0.1) * tm.grad(loss, weight)})
 
-    compare_with_pytensor(build, [(batch(16)[0],), (batch(16, 1)[0],)], eight[:devices], update_on=update_on)
+    batches = [(batch(examples)[0],) for examples in (16, 13, 3)]  # also uneven, and smaller than the devices
+    compare_with_pytensor(build, batches, eight[:devices], update_on=update_on)
 
 
 # Non-finite updates

@@ -174,16 +174,16 @@ class Preparation:
 
     def _key(self, turn: Round, shapes: Shapes) -> Any:
         inputs = self._cut.device.inputs
-        return turn.size, *(shapes[v][1:] if v in self._cut.split else shapes[v] for v in inputs)
+        return turn.size, len(turn.parts), *(shapes[v][1:] if v in self._cut.split else shapes[v] for v in inputs)
 
     def _like(self, turn: Round, shapes: Shapes) -> tuple[list[Any], list[Any]]:
         """What stands for the device program's inputs and shared variables."""
         devices, on_all = len(self._contexts), on_every(self._contexts)
         each = split.placement(self._contexts)
         inputs = [
-            _like((devices * turn.size, *shapes[v][1:]), v, each)
+            [_like((devices * part.size, *shapes[v][1:]), v, each) for part in turn.parts]
             if v in self._cut.split
-            else _like(shapes[v], v, on_all)
+            else [_like(shapes[v], v, on_all)] * len(turn.parts)
             for v in self._cut.device.inputs
         ]
         return inputs, [

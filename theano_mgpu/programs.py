@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
-from pytensor.graph.basic import Variable
+from pytensor.graph.basic import Apply, Variable
 from pytensor.tensor.random.type import RandomType
 
 from theano_mgpu.bundles import Bundled
@@ -41,9 +42,9 @@ Flag = tuple[jax.Array, dict[str, jax.Array]]  # whether a check passed, and the
 
 @dataclass(frozen=True)
 class Report:
-    """What one round computed for the caller alone."""
+    """What one round computed for the caller alone; ``per_example`` has a list for each of the round's parts."""
 
-    per_example: list[jax.Array]
+    per_example: list[list[jax.Array]]
     checks: list[Flag]
 
 
@@ -127,8 +128,8 @@ class DeviceProgram:
         return compile_program
 
     def _checked_arguments(self, turn: Round, inputs: Sequence[Any], shared: Sequence[Any]) -> tuple[Any, ...]:
-        weights = self._one_each(turn.weights, np.float64)
-        numbers = self._one_each(turn.shards, np.int32)
+        weights = [self._one_each(part.weights, np.float64) for part in turn.parts]
+        numbers = [self._one_each(part.shards, np.int32) for part in turn.parts]
         devices = len(self._contexts)
         scales = [self._one_each((self._loss_scale(),) * devices, np.float32)] if self._loss_scale else []
         arguments = (weights, numbers, list(inputs), list(shared), self._constants, scales)
@@ -138,15 +139,16 @@ class DeviceProgram:
 
     def _require_batch_axis(self, arguments: tuple[Any, ...], size: int) -> None:
         """Outputs to be concatenated must grow with the batch: traced, not run, on one example more a shard."""
-        weights, numbers, inputs, *rest = arguments
+        (weights, *_), (numbers, *_), inputs, *rest = arguments
         devices, each = len(self._contexts), on_each(self._contexts)
+        inputs = [parts[:1] for parts in inputs]
         longer = [
-            jax.ShapeDtypeStruct((devices * (size + 1), *v.shape[1:]), v.dtype, sharding=each) if split else v
-            for v, split in zip(inputs, self._split, strict=True)
+            [jax.ShapeDtypeStruct((devices * (size + 1), *v.shape[1:]), v.dtype, sharding=each) if split else v]
+            for (v,), split in zip(inputs, self._split, strict=True)
         ]
         rows: dict[Variable, tuple[int, ...]] = {}
         for examples, given in ((size, inputs), (size + 1, longer)):
-            _, per_example, _ = jax.eval_shape(self._run, weights, numbers, given, *rest)
+            _, (per_example,), _ = jax.eval_shape(self._run, [weights], [numbers], given, *rest)
             for variable, value in zip(self._cut.per_example, per_example, strict=True):
                 row = rows.setdefault(variable, value.shape[1:])
                 if value.shape[0] != devices * examples or value.shape[1:] != row:
@@ -163,35 +165,57 @@ class DeviceProgram:
         return self._places[dtype, numbers]
 
     def _part(
-        self, weights: Any, numbers: Any, inputs: list[Any], shared: list[Any], constants: list[Any], scales: list[Any]
+        self,
+        weights: list[Any],
+        numbers: list[Any],
+        inputs: list[list[Any]],
+        shared: list[Any],
+        constants: list[Any],
+        scales: list[Any],
     ) -> Any:
-        """What one device traces: its own shard's part."""
-        weight = weights[0]
-        shard = Shard(weight, self._reduced(weight), *(scale[0] for scale in scales))
+        """What one device traces: its own shards, one or, of a round with a rest, two."""
+        shards = [Shard(weight[0], *(scale[0] for scale in scales)) for weight in weights]
         values = Values(self._shared, shared)
-        own = [
-            jax.random.fold_in(values[v], numbers[0]) if isinstance(v.type, RandomType) else values[v]
-            for v in self._cut.device.shared
+        arguments = [
+            [*(parts[i] for parts in inputs), *self._keyed(values, number[0]), *constants]
+            for i, number in enumerate(numbers)
         ]
+
+        def reduce(node: Apply, parts: Sequence[Any]) -> Any:
+            """Over all shards, for the devices themselves."""
+            own = self._together(node.op.kind, parts, shards)
+            return all_reduce(own, len(self._contexts), AXIS, combination(node.op.kind).combine)
+
         with collect_checks() as checks:
-            outputs = self._lowered.trace([*inputs, *own, *constants], shard)
+            outputs = self._lowered.trace_shards(arguments, shards, reduce)
         self.checks = checks
-        reductions = self._cut.reductions
-        parts = {
-            reduction.placeholder: shard.part(reduction.kind, jnp.asarray(value), reduction.of_gradient)
-            for reduction, value in zip(reductions, outputs, strict=False)
-        }
-        arrays = joined(self._gathered, parts, jnp)
-        rows = [_own(kind, array, weight)[None] for kind, array in zip(self._kinds, arrays, strict=True)]
-        per_example = [jnp.asarray(value) for value in outputs[len(reductions) :]]
+        of_shards = [self._gathered_arrays(own, shard) for own, shard in zip(outputs, shards, strict=True)]
+        rows = [
+            self._together(kind, parts, shards)[None]
+            for kind, parts in zip(self._kinds, zip(*of_shards, strict=True), strict=True)
+        ]
+        per_example = [[jnp.asarray(value) for value in own[len(self._cut.reductions) :]] for own in outputs]
         return rows, per_example, _flags(checks)
 
-    def _reduced(self, weight: Any) -> Callable[[str, Any], Any]:
-        def reduced(kind: str, value: Any) -> Any:
-            """Over the shards of a round, for the devices themselves."""
-            return all_reduce(_own(kind, value, weight), len(self._contexts), AXIS, combination(kind).combine)
+    def _keyed(self, values: Values, number: Any) -> list[Any]:
+        """Shared variables' values; of random generators the shard's own keys."""
+        return [
+            jax.random.fold_in(values[v], number) if isinstance(v.type, RandomType) else values[v]
+            for v in self._cut.device.shared
+        ]
 
-        return reduced
+    def _gathered_arrays(self, outputs: Sequence[Any], shard: Shard) -> list[Any]:
+        """What leaves for the gather of one shard's outputs."""
+        parts = {
+            reduction.placeholder: shard.part(reduction.kind, jnp.asarray(value), reduction.of_gradient)
+            for reduction, value in zip(self._cut.reductions, outputs, strict=False)
+        }
+        return joined(self._gathered, parts, jnp)
+
+    def _together(self, kind: str, parts: Sequence[Any], shards: Sequence[Shard]) -> Any:
+        """A device's shards' parts as one."""
+        own = [_own(kind, part, shard.weight) for part, shard in zip(parts, shards, strict=True)]
+        return functools.reduce(combination(kind).combine, own)
 
 
 def _own(kind: str, value: Any, weight: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -15,7 +15,7 @@ from jax.sharding import Sharding
 from theano_mgpu.devices import Contexts
 from theano_mgpu.mirror import on_each, to_devices
 
-__all__ = ["Round", "in_order", "place", "placement", "rounds", "whole_batch_round"]
+__all__ = ["Round", "in_order", "joint_round", "place", "placement", "rounds", "whole_batch_round"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Round:
 
     ``place`` is the place of these shards among their devices' own. ``shards`` are their numbers in the batch, and
     ``starts`` their first examples; ``weights`` are their parts of the batch. A device without a shard of its own
-    repeats another's with weight 0.
+    repeats another's with weight 0. ``rest``, of shards that need each other's averages, is what they do not divide:
+    the devices run it at the same time.
     """
 
     place: int
@@ -32,6 +33,12 @@ class Round:
     shards: tuple[int, ...]
     starts: tuple[int, ...]
     weights: tuple[float, ...]
+    rest: Round | None = None
+
+    @property
+    def parts(self) -> tuple[Round, ...]:
+        """What a device runs at a time."""
+        return (self,) if self.rest is None else (self, self.rest)
 
     @functools.cached_property
     def live(self) -> tuple[int, ...]:
@@ -68,6 +75,31 @@ def rounds(examples: int, shards: int, devices: int) -> tuple[Round, ...]:
     return tuple(dealt)
 
 
+@functools.lru_cache(maxsize=64)
+def joint_round(examples: int, shards: int, devices: int) -> Round:
+    """One round for all of a batch: a shard on each of the first devices, what they do not divide one by one.
+
+    Shards of two sizes cannot run in one program, but shards of one size and single examples beside them can.
+    """
+    size, over = divmod(examples, shards)
+    single = _on_first_devices(1, over, shards, shards * size, examples, devices) if over else None
+    if size == 0:
+        return _on_first_devices(1, over, 0, 0, examples, devices)
+    return replace(_on_first_devices(size, shards, 0, 0, examples, devices), rest=single)
+
+
+def _on_first_devices(size: int, count: int, number: int, start: int, examples: int, devices: int) -> Round:
+    """``count`` shards of ``size`` examples from ``start`` on, numbered from ``number`` on."""
+    own = [min(d, count - 1) for d in range(devices)]
+    return Round(
+        place=0,
+        size=size,
+        shards=tuple(number + i for i in own),
+        starts=tuple(start + i * size for i in own),
+        weights=tuple(size / examples if d < count else 0.0 for d in range(devices)),
+    )
+
+
 def whole_batch_round(devices: int) -> Round:
     """The round of a step without split inputs: the first device computes, the others repeat it with weight 0."""
     return Round(0, 0, (0,) * devices, (0,) * devices, (1.0,) + (0.0,) * (devices - 1))
@@ -91,10 +123,10 @@ def place(batch: Sequence[np.ndarray], turn: Round, contexts: Contexts) -> list[
 
 
 def in_order(turns: Sequence[Round], results: Sequence[np.ndarray]) -> np.ndarray:
-    """The rounds' results, (devices * size, ...) each, as one row for each example of the batch."""
+    """The results of rounds and their rests, (devices * size, ...) each, as one row for each example of the batch."""
     shards = {
         turn.shards[device]: rows[device * turn.size : (device + 1) * turn.size]
-        for turn, rows in zip(turns, results, strict=True)
+        for turn, rows in zip([part for turn in turns for part in turn.parts], results, strict=True)
         for device in turn.live
     }
     return np.concatenate([shards[number] for number in sorted(shards)])

@@ -349,14 +349,15 @@ class Step:
             return [split.whole_batch_round(len(self.contexts))]
         examples = len(batch[self.cut.split[0]])
         shards = self._shards_for(examples, {v: value.shape for v, value in batch.items()})
-        turns = split.rounds(examples, shards, len(self.contexts))
-        if len(turns) > 1 and self._device_part.has_collectives:
+        if not self._device_part.has_collectives:
+            return split.rounds(examples, shards, len(self.contexts))
+        if shards > len(self.contexts):
             raise ValueError(
                 f"{self.name}(): an average is needed again on the devices (synchronised batch norm), so all shards "
-                f"must run at once, but {shards} shards of this batch take {len(turns)} rounds on "
-                f"{len(self.contexts)} devices. Use as many shards as devices and a batch that they divide evenly."
+                f"must run at once, in one round, but {shards} shards take more on {len(self.contexts)} devices. Use "
+                f"at most as many shards as devices; for a larger batch more devices, or tm.recompute(...)."
             )
-        return turns
+        return [split.joint_round(examples, shards, len(self.contexts))]
 
     def _require_separate_shards(self, error: Exception) -> None:
         if self._device_part.has_collectives:
@@ -390,14 +391,16 @@ class Step:
     def _launch(self, turn: Round, batch: Mapping[Variable, np.ndarray], shared: list[Any]) -> ShardResults:
         return self._program(turn, self._placed(turn, batch), shared)
 
-    def _placed(self, turn: Round, batch: Mapping[Variable, np.ndarray]) -> list[Any]:
-        """The device part's inputs for a round: split ones a shard each, the others whole."""
+    def _placed(self, turn: Round, batch: Mapping[Variable, np.ndarray]) -> list[list[Any]]:
+        """The device part's inputs for a round, of each of its parts: split ones a shard each, the others whole."""
         if isinstance(batch, SentBatch) and turn in batch.placed:
             return batch.placed[turn]
         inputs = self.cut.device.inputs
-        parts = iter(split.place([batch[v] for v in inputs if v in self.cut.split], turn, self.contexts))
-        whole = iter(placed([batch[v] for v in inputs if v in self.cut.whole], self._mirrors.placement))
-        return [next(parts if v in self.cut.split else whole) for v in inputs]
+        arrays = [batch[v] for v in inputs if v in self.cut.split]
+        parts = zip(*(split.place(arrays, part, self.contexts) for part in turn.parts), strict=True)
+        whole = placed([batch[v] for v in inputs if v in self.cut.whole], self._mirrors.placement)
+        of_whole = iter([value] * len(turn.parts) for value in whole)
+        return [list(next(parts)) if v in self.cut.split else next(of_whole) for v in inputs]
 
     def _gather(self, turns: Sequence[Round], results: Iterable[ShardResults]) -> tuple[list[list[Any]], list[Report]]:
         """Each device's sum over its shards, a row each, and what else the rounds gave: no round's gradients stay."""
@@ -478,7 +481,7 @@ class Step:
         return sorted(found)
 
     def _outputs(self, turns: Sequence[Round], reports: list[Report], updated: Updated) -> list[np.ndarray]:
-        rounds = [fetched(report.per_example) for report in reports]
+        rounds = [fetched(part) for report in reports for part in report.per_example]
         per_example = [split.in_order(turns, of_one) for of_one in zip(*rounds, strict=True)]
         single = [np.array(output) for output in fetched(updated.outputs)]
         return [(per_example if o.per_example else single)[o.index] for o in self.cut.outputs]

@@ -11,9 +11,9 @@ import contextlib
 import copy
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from pytensor.compile.builders import OpFromGraph
 from pytensor.compile.mode import optdb
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
+from pytensor.graph.op import Op
 from pytensor.graph.rewriting.db import RewriteDatabaseQuery
 from pytensor.raise_op import CheckAndRaise
 from pytensor.scan.op import Scan
@@ -62,12 +63,15 @@ _LARGEST_CONSTANT = 2**20  # bytes
 _LARGEST_KNOWN = 2**12  # elements
 
 
+# What all shards give, of a node and the parts that shards on one device have.
+Reduce: TypeAlias = Callable[[Apply, Sequence[Any]], Any]
+
+
 @dataclass(frozen=True)
 class Shard:
     """What a shard knows of itself while its part is traced."""
 
     weight: Any  # its number of examples over the batch's
-    reduce: Callable[[str, Any], Any]  # a kind of reduction and the shard's part to what all shards give
     loss_scale: Any = None  # float32, where the precision has one
 
     def part(self, kind: str, value: Any, of_gradient: bool) -> Any:
@@ -91,13 +95,29 @@ class Lowered:
         """An average's value is needed again below the cut, as in synchronised batch norm."""
         return any(isinstance(node.op, ShardReduction) for node in self.graph.apply_nodes)
 
-    def trace(self, arguments: Sequence[Any], shard: Shard | None = None) -> list[Any]:
-        """The outputs for ``arguments``: inputs, shared variables, constants.
+    def trace(self, arguments: Sequence[Any]) -> list[Any]:
+        """The outputs for ``arguments``: inputs, shared variables, constants; of a graph without shards.
 
         Random generators are keys, uint32[2]; resident data is pieces.
         """
-        values = _walk(self.graph, arguments, _Walk(shard, self.precision), outputs_in_full=True)
-        return [FLOAT32.settled(value, variable) for value, variable in zip(values, self.graph.outputs, strict=True)]
+        (outputs,) = self.trace_shards([arguments], [None], _refuse_to_reduce)
+        return outputs
+
+    def trace_shards(
+        self, arguments: Sequence[Sequence[Any]], shards: Sequence[Shard | None], reduce: Reduce
+    ) -> list[list[Any]]:
+        """The outputs of several shards on one device, side by side: what one average needs of another, all give.
+
+        ``reduce`` takes a node of ``ShardReduction`` and the shards' parts, to what all shards of all devices give.
+        """
+        walks = [
+            _walk(self.graph, own, _Walk(shard, self.precision), outputs_in_full=True)
+            for own, shard in zip(arguments, shards, strict=True)
+        ]
+        return [
+            [FLOAT32.settled(value, variable) for value, variable in zip(values, self.graph.outputs, strict=True)]
+            for values in _side_by_side(walks, reduce)
+        ]
 
 
 def lower(program: Program, precision: Precision = FLOAT32) -> Lowered:
@@ -141,14 +161,42 @@ class _Walk:
     full: frozenset[Variable] = frozenset()  # what of the graph at hand no value narrower than declared stands for
 
 
-def _walk(graph: FunctionGraph, arguments: Sequence[Any], walk: _Walk, *, outputs_in_full: bool) -> list[Any]:
+# Yields where all shards' values are needed, is sent what they give, and returns the outputs.
+_Walking: TypeAlias = Generator[tuple[Apply, Any], Any, list[Any]]
+
+
+def _side_by_side(walks: Sequence[_Walking], reduce: Reduce) -> list[list[Any]]:
+    """The walks' outputs. They are of one graph, so that they ask for the same reductions in the same order."""
+    given = None
+    while True:
+        asked, outputs = [], []
+        for walk in walks:
+            try:
+                asked.append(walk.send(given))
+            except StopIteration as end:
+                outputs.append(end.value)
+        if outputs:
+            return outputs
+        given = reduce(asked[0][0], [part for _, part in asked])
+
+
+def _refuse_to_reduce(node: Apply, parts: Sequence[Any]) -> Any:
+    raise UnsupportedGraphError(f"{_described(node)} stands where there are no shards: inside a loop.")
+
+
+def _walk(graph: FunctionGraph, arguments: Sequence[Any], walk: _Walk, *, outputs_in_full: bool) -> _Walking:
     walk = replace(walk, full=walk.precision.wanted_in_full(graph, outputs=outputs_in_full))
     values: dict[Variable, Any] = {}
     for variable, argument in zip(graph.inputs, arguments, strict=True):
         values[variable] = {"jax_state": argument} if _is_bare_key(variable, argument) else argument
     for node in graph.toposort():
         inputs = [v.data if isinstance(v, Constant) else values[v] for v in node.inputs]
-        outputs = _compute(node, inputs, walk)
+        if isinstance(node.op, ShardReduction):
+            outputs = [(yield node, _part(node, whole(inputs[0]), walk))]
+        elif _is_inline(node.op):
+            outputs = yield from _walk(_inner_graph(node.op, walk.precision), inputs, walk, outputs_in_full=False)
+        else:
+            outputs = list(_compute(node, inputs, walk))
         for variable, value in zip(node.outputs, outputs, strict=True):
             values[variable] = value
     return [v.data if isinstance(v, Constant) else whole(values[v]) for v in graph.outputs]
@@ -168,18 +216,23 @@ def _compute(node: Apply, inputs: list[Any], walk: _Walk) -> Sequence[Any]:
         return [np.float64(1) if walk.shard is None else walk.shard.weight]
     if isinstance(op, LossScale):
         return [np.float32(1) if walk.shard is None or walk.shard.loss_scale is None else walk.shard.loss_scale]
-    if isinstance(op, ShardReduction):
-        value = walk.precision.settled(whole(inputs[0]), node.inputs[0])
-        return [_reduce_below_the_cut(op, node, value, walk.shard)]
     if isinstance(op, CheckAndRaise):
         return [_check(op, node, inputs)]
     if all(map(_is_known, inputs)) and _is_small(node, inputs) and not _draws(node):
         return _perform(node, inputs)
-    if isinstance(op, OpFromGraph) and jax_funcify.dispatch(type(op)) is jax_funcify.dispatch(OpFromGraph):
-        return _walk(_inner_graph(op, walk.precision), inputs, walk, outputs_in_full=False)
     if is_look_up(node, inputs):
         return [looked_up(node, inputs)]
     return _lowered(node, [whole(value) for value in inputs], walk)
+
+
+def _part(node: Apply, value: Any, walk: _Walk) -> Any:
+    """What the shard has for a reduction."""
+    value = walk.precision.settled(value, node.inputs[0])
+    return value if walk.shard is None else walk.shard.part(node.op.kind, value, isinstance(node.op, GradientAverage))
+
+
+def _is_inline(op: Op) -> bool:
+    return isinstance(op, OpFromGraph) and jax_funcify.dispatch(type(op)) is jax_funcify.dispatch(OpFromGraph)
 
 
 def _is_known(value: Any) -> bool:
@@ -209,12 +262,6 @@ def _perform(node: Apply, inputs: Sequence[Any]) -> list[Any]:
     storage: list[list[Any]] = [[None] for _ in node.outputs]
     node.op.perform(node, list(inputs), storage)
     return [cell[0] for cell in storage]
-
-
-def _reduce_below_the_cut(op: ShardReduction, node: Apply, value: Any, shard: Shard | None) -> Any:
-    if shard is None:
-        raise UnsupportedGraphError(f"{_described(node)} stands where there are no shards: inside a loop.")
-    return shard.reduce(op.kind, shard.part(op.kind, value, isinstance(op, GradientAverage)))
 
 
 def _check(op: CheckAndRaise, node: Apply, inputs: Sequence[Any]) -> Any:
@@ -312,7 +359,7 @@ class _InnerGraph(FunctionGraph):
 @lowers(_InnerGraph)
 def inner_graph(graph: _InnerGraph, **_: Any) -> Callable[..., tuple[Any, ...]]:
     def body(*arguments: Any) -> tuple[Any, ...]:
-        values = _walk(graph, arguments, graph.walk, outputs_in_full=True)
+        (values,) = _side_by_side([_walk(graph, arguments, graph.walk, outputs_in_full=True)], _refuse_to_reduce)
         settled = graph.walk.precision.settled  # what a loop carries keeps its dtype
         return tuple(settled(value, variable) for value, variable in zip(values, graph.outputs, strict=True))
 
