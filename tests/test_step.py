@@ -366,6 +366,17 @@ def test_a_non_finite_step_is_skipped_and_counted_or_applied(eight, update_on):
         np.testing.assert_array_equal(mean.get_value(), np.full(3, 2, "float32"))
 
 
+@BOTH
+def test_skipped_steps_are_counted_among_named_outputs(eight, update_on):
+    x = pt.vector("x", dtype="float32")
+    mean = pytensor.shared(np.float32(0), name="mean")
+    options = {"contexts": eight[:2], "nonfinite": "skip", "update_on": update_on}
+    step = tm.function([x], {"mean": tm.average(x.mean())}, updates={mean: tm.average(x.mean())}, **options)
+    counts = [step(np.full(4, value, "float32"))["skipped"] for value in (1, np.inf, 2, np.nan)]
+    assert counts == [0, 1, 1, 2]
+    assert mean.get_value() == 2
+
+
 # The step itself
 
 

@@ -108,7 +108,8 @@ def function(
         "float16": the same in float16, with a dynamic loss scale, ``step.loss_scale``. "float64": all of it in double
         precision, its averages rounded. See docs/precision.md.
     nonfinite: a step with a non-finite update changes nothing and raises ``NonFiniteError`` ("raise"), changes nothing
-        and goes on ("skip", counted in ``step.skipped``), or is applied ("ignore").
+        and goes on ("skip", counted in ``step.skipped`` and, where outputs are a dict, in its "skipped"), or is
+        applied ("ignore").
     on_unused_input: "raise", "warn" or "ignore"; allow_input_downcast: as in ``pytensor.function``.
     name: stands in the errors of a call.
 
@@ -270,7 +271,10 @@ class Step:
                 self._shard_count.halve(len(batch[self.cut.split[0]]), error)
         self._commit(attempt.new_values)
         self._shard_count.tell()
-        return self._form.filled(attempt.outputs)
+        outputs = self._form.filled(attempt.outputs)
+        if self.nonfinite == "skip" and isinstance(outputs, dict):
+            outputs.setdefault("skipped", self.skipped)
+        return outputs
 
     def attempt(self, *args: Any, **kwargs: Any) -> Attempt:
         """All of a step but its commit."""
