@@ -89,6 +89,14 @@ def test_an_overflow_is_seen_in_the_gradient_where_the_rule_hides_it(eight, upda
     assert (step.skipped, states(weight)) == (1, before)
 
 
+def test_a_rule_that_overflows_halves_the_scale_too(eight):
+    """As PyTorch's would not: here the new values are looked at anyway."""
+    step, weight = regression(rule=lambda g: g * np.float32(1e38) * np.float32(1e38), contexts=eight[:1])
+    before = states(weight)
+    step(X)
+    assert (step.skipped, step.loss_scale, states(weight)) == (1, 2**14, before)
+
+
 def test_the_scale_grows_after_good_steps_and_nothing_is_compiled_again(eight, monkeypatch):
     monkeypatch.setattr(LossScale, "patience", 2)
     step, _ = regression(contexts=eight[:2])
