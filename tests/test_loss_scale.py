@@ -14,6 +14,7 @@ from pytensor.gradient import disconnected_grad
 import theano_mgpu as tm
 from theano_mgpu.averages import LossScale as ScaleOp
 from theano_mgpu.loss_scale import LossScale
+from theano_mgpu.mirror import on_every, placed
 
 BOTH = pytest.mark.parametrize("update_on", ["host", "device"])
 X = np.random.default_rng(0).standard_normal((8, 3)).astype("float32")
@@ -53,6 +54,17 @@ def test_a_scale_is_halved_down_to_one_and_doubled_after_good_steps(monkeypatch)
     for _ in range(3):
         scale.follow(left_out=False)
     assert scale.value == LossScale.largest
+
+
+@pytest.mark.parametrize("devices", [0, 1, 2])
+def test_one_infinity_among_many_numbers_is_found(eight, devices):
+    """In numpy arrays, on the host's device, on several."""
+    for bad in (None, 70000):
+        values = [np.ones(100_000, "float32"), np.arange(5)]
+        if bad is not None:
+            values[0][bad] = np.inf
+        arrays = placed(values, on_every(eight[:devices])) if devices else values
+        assert LossScale().excuses(arrays) == (bad is not None)
 
 
 # In a step
