@@ -48,9 +48,12 @@ class LossScale:
             raise ValueError(f"loss_scale: expected a positive number, such as step.loss_scale gave, got {value!r}.")
         self._value, self._good_steps = float(value), 0
 
-    def excuses(self, arrays: Sequence[Any]) -> bool:
-        """Whether a step with these gradients and new values is left out: some are not finite, and half may help."""
-        return self._value > 1 and not _are_finite(arrays)
+    def excuses(self, gradients: Sequence[Sequence[Any]], values_are_finite: bool) -> bool:
+        """Whether a step is left out because its gradients, or new values, overflowed and a smaller scale may help.
+
+        ``gradients``: of each array of gradients the parts to be summed, on the host or on the devices.
+        """
+        return self._value > 1 and not (values_are_finite and _are_finite([a for parts in gradients for a in parts]))
 
     def follow(self, left_out: bool) -> None:
         """After a step: half of the scale, down to 1, where it was left out; twice after ``patience`` good ones."""

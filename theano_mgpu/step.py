@@ -207,7 +207,7 @@ class Step:
             updated = self._apply(leaves, batch)
             self._check(reports, updated)
             self._calls += 1
-            new_values = None if self._overflowed(leaves, updated) else self._new_values(turns, updated, batch)
+            new_values = self._new_values(turns, leaves, updated, batch)
             outputs = self._outputs(turns, reports, updated)
             self._commit(updated, new_values)
         return self._form.filled(outputs)
@@ -295,21 +295,14 @@ class Step:
                     shown = {name: value[shard] for name, value in zip(details, values, strict=True)}
                     raise check.error(f"{self.name}(): {check.message.format(**shown)}")
 
-    def _overflowed(self, leaves: list[list[Any]], updated: Updated) -> bool:
-        """Whether a smaller loss scale may make the step finite: its gradients too, which a rule may clip."""
-        if self._loss_scale is None:
-            return False
-        gradients = {reduction.placeholder for reduction in self.cut.reductions if reduction.of_gradient}
-        slots = zip(self._bundled.averages, leaves, strict=True)
-        parts = [part for slot, parts in slots if not gradients.isdisjoint(variables_of(slot)) for part in parts]
-        return self._loss_scale.excuses([*parts, *updated.new_values])
-
     def _new_values(
-        self, turns: Sequence[Round], updated: Updated, batch: Mapping[Variable, np.ndarray]
+        self, turns: Sequence[Round], leaves: list[list[Any]], updated: Updated, batch: Mapping[Variable, np.ndarray]
     ) -> list[np.ndarray] | None:
         """The new values on the host, an array a slot; None for a step that is skipped."""
         taken = {read(v).ctypes.data for v in self.cut.host.shared if isinstance(read(v), np.ndarray)}
         new_values = [as_numpy(array, taken) for array in updated.new_values]
+        if self._loss_scale and self._loss_scale.excuses(self._gradients(leaves), all(are_finite(new_values))):
+            return None
         if self.nonfinite == "ignore":
             return new_values
         bad = [
@@ -322,6 +315,12 @@ class Step:
         if bad and self.nonfinite == "raise":
             raise NonFiniteError(self._non_finite(turns, bad, batch))
         return None if bad else new_values
+
+    def _gradients(self, leaves: list[list[Any]]) -> list[list[Any]]:
+        """Of the gather's results those that ``tm.grad`` asked for."""
+        gradients = {reduction.placeholder for reduction in self.cut.reductions if reduction.of_gradient}
+        slots = zip(self._bundled.averages, leaves, strict=True)
+        return [parts for slot, parts in slots if not gradients.isdisjoint(variables_of(slot))]
 
     def _non_finite(
         self, turns: Sequence[Round], bad: list[SharedVariable], batch: Mapping[Variable, np.ndarray]
