@@ -1,4 +1,4 @@
-"""``average``, ``total`` and ``grad`` in plain PyTensor: the identity, and its gradient."""
+"""``average``, ``total``, ``maximum``, ``minimum`` and ``grad`` in plain PyTensor: the identity, and its gradient."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from pytensor.gradient import DisconnectedInputError, verify_grad
 
 import theano_mgpu as tm
 
+REDUCTIONS = pytest.mark.parametrize("reduction", [tm.average, tm.total, tm.maximum, tm.minimum])
 
-@pytest.mark.parametrize("reduction", [tm.average, tm.total])
+
+@REDUCTIONS
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
 def test_reductions_are_the_identity_in_plain_pytensor(reduction, shape):
     value = np.random.default_rng(0).standard_normal(shape)
@@ -24,10 +26,10 @@ def test_reductions_are_the_identity_in_plain_pytensor(reduction, shape):
 def test_averages_of_integers_are_float64(dtype, averaged):
     x = pt.vector("x", dtype=dtype)
     assert tm.average(x).dtype == averaged
-    assert tm.total(x).dtype == dtype
+    assert tm.total(x).dtype == tm.maximum(x).dtype == tm.minimum(x).dtype == dtype
 
 
-@pytest.mark.parametrize("reduction", [tm.average, tm.total])
+@REDUCTIONS
 def test_gradients_of_reductions_agree_with_finite_differences(reduction):
     value = np.random.default_rng(0).standard_normal((2, 3))
     rng = np.random.default_rng(1)

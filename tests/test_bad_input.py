@@ -24,7 +24,7 @@ RATE = np.float32(0.1)
 class Classifier:
     """A step with everything that a bad call could spoil: weights, momentum, a count, a random generator."""
 
-    def __init__(self, contexts: tm.Contexts, update_on: str) -> None:
+    def __init__(self, contexts: tm.Contexts, update_on: str, shards: int | None = None) -> None:
         rng = np.random.default_rng(1)
         self.weight = pytensor.shared(rng.standard_normal((4, CLASSES)).astype("float32"), name="weight")
         self.velocity = pytensor.shared(np.zeros((4, CLASSES), "float32"), name="velocity")
@@ -48,6 +48,7 @@ class Classifier:
             updates=updates,
             contexts=contexts,
             update_on=update_on,
+            shards=shards,
             name="train",
         )
 
@@ -149,8 +150,7 @@ def test_after_every_bad_call_a_step_does_what_it_does_without_them(eight):
 
 def test_a_failing_shard_in_a_later_round_changes_nothing(eight):
     """Eight shards over two devices: the first rounds have run when the last one fails."""
-    made = Classifier(eight[:2], "host")
-    made.step.shards = 8
+    made = Classifier(eight[:2], "host", shards=8)
     before = states(*made.variables())
     with pytest.raises(tm.NonFiniteError, match=r"shards \[7\]"):
         made.step(changed(IMAGES, np.nan, (7, 0)), LABELS, RATE)

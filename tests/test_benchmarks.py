@@ -29,6 +29,7 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     ("script", "figures"),
     [
         ("call_overhead.py", ["host_1_ms", "host_4_ms", "device_1_ms", "device_4_ms"]),
+        ("resident.py", ["ratio_digits", "ratio_cifar_mlp"]),
         ("gather.py", ["gather_raise_gb_per_s", "copy_gb_per_s", "ratio_raise"]),
         pytest.param("devices.py", ["spread"], marks=pytest.mark.slow),
         pytest.param("resnet50_step.py", ["images_per_s", "to_first_step_s", "max_rss_gb"], marks=pytest.mark.slow),

@@ -36,7 +36,7 @@ def test_what_is_averaged_is_the_device_part_and_the_update_rule_the_host_part()
     assert (parts.split, parts.whole) == ((x,), (scale,))
     assert same(sorted_by_size(parts.device.outputs), sorted_by_size([loss, gradient]))
     assert (parts.device.inputs, parts.device.shared) == ((x,), (weight,))
-    assert [r.weighted for r in parts.reductions] == [True, True]
+    assert [r.kind for r in parts.reductions] == ["average", "average"]
     assert not any(isinstance(v.owner.op, ShardReduction) for v in ancestors(parts.device.outputs) if v.owner)
 
     placeholders = {r.value.type.ndim: r.placeholder for r in parts.reductions}
@@ -73,7 +73,6 @@ def test_averages_and_totals_are_told_apart_and_labelled():
     loss.name = "loss"
     parts = cut([x], [tm.average(loss), tm.total(x.shape[0])], {})
     assert {r.label for r in parts.reductions} == {"average of loss", "total of unnamed"}
-    assert {r.label: r.weighted for r in parts.reductions} == {"average of loss": True, "total of unnamed": False}
 
 
 def test_only_the_last_average_is_cut_and_those_below_stay_on_the_devices():

@@ -135,3 +135,22 @@ def test_a_fresh_process_makes_its_devices_at_the_first_call(program):
     command = f"import theano_mgpu.devices as tm; {program}"
     environment = {"JAX_PLATFORMS": "cpu", "PATH": "/usr/bin:/bin"}
     subprocess.run([sys.executable, "-c", command], check=True, timeout=120, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("memory", "limit"), [("2GB", 2 * 10**9), ("1.5 GiB", 3 * 2**29), ("512mib", 2**29), ("100 kB", 10**5), (77, 77)]
+)
+def test_a_limit_of_memory_is_in_bytes_or_with_a_unit(memory, limit):
+    for spec in ("cpu:2", "cuda or cpu:2", "left->cpu0;right->cpu1"):
+        found = tm.contexts(spec, memory=memory)
+        assert [context.limit for context in found] == [limit, limit]
+        assert found[0].memory()["bytes_limit"] == limit
+        assert found[1:][0].limit == limit
+    assert f"{limit / 2**30:.2f} GiB" in str(found)
+    assert tm.contexts("cpu:2")[0].memory().get("bytes_limit") is None
+
+
+@pytest.mark.parametrize("memory", ["2", "GB", "0GB", "-1GB", "2 XB", 0, -5, 2.5, True, ""])
+def test_a_malformed_limit_is_refused(memory):
+    with pytest.raises(ValueError, match=r"contexts: 'memory' is .*bytes on each device.*\"2GB\""):
+        tm.contexts("cpu:2", memory=memory)

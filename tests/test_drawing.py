@@ -249,8 +249,8 @@ def test_many_devices_leave_out_the_middle_ones(small: Cut) -> None:
 def test_shards_stand_beside_the_device_that_takes_them(small: Cut) -> None:
     root = ElementTree.fromstring(svg(small, running(2, 4)))
     baseline = {element.text: element.get("y") for element in root.findall(f"{SVG}text")}
-    assert baseline["shard 0"] == baseline["shard 2"] == baseline["cuda0"]
-    assert baseline["shard 1"] == baseline["shard 3"] == baseline["cuda1"]
+    assert baseline["shard 0"] == baseline["shard 1"] == baseline["cuda0"]
+    assert baseline["shard 2"] == baseline["shard 3"] == baseline["cuda1"]
 
 
 def test_picture_needs_nothing_from_elsewhere_and_knows_the_dark(small: Cut) -> None:
@@ -337,3 +337,15 @@ def test_lists_name_the_first_and_the_last() -> None:
 )
 def test_sizes_are_in_decimal_units(count: int, said: str) -> None:
     assert size(count) == said
+
+
+def test_resident_data_is_told_from_what_is_mirrored(tmp_path):
+    images, rows = tm.resident(np.zeros((7, 3), "float32"), name="images"), pt.ivector("rows")
+    weight = pytensor.shared(np.zeros(3, "float32"), name="weight")
+    loss = (images[rows] @ weight).mean()
+    drawn = cut([rows], [tm.average(loss)], {weight: weight - tm.grad(loss, weight)})
+    lines = diagram(drawn).splitlines()
+    assert any("mirrored  1 variable " in line for line in lines)
+    assert any("resident  1 variable " in line for line in lines)
+    picture = draw(drawn, tmp_path / "cut.svg", Running(("cpu0",), 1))
+    assert "resident on the devices, a part on each: images" in Path(picture).read_text()

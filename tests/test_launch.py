@@ -35,7 +35,7 @@ def test_results_come_in_order(eight, devices, count):
 def test_no_more_rounds_are_launched_than_fit(eight, devices):
     launched = []
     for used, _ in enumerate(launched_ahead(rounds(9, launched), eight[:devices])):
-        assert len(launched) == min(used + 3, 9)
+        assert len(launched) == min(used + 2, 9)
 
 
 def test_one_simulated_device_runs_two_rounds_at_a_time(eight):

@@ -7,7 +7,7 @@ import numpy as np
 import pytensor
 import pytest
 
-from theano_mgpu.mirror import Mirrors, advanced, as_numpy, commit, host_device, key_of, on_every, on_host, read
+from theano_mgpu.mirror import Mirrors, advanced, as_numpy, host_device, key_of, on_every, on_host, read, write
 
 
 @pytest.fixture
@@ -55,14 +55,14 @@ def test_every_kind_of_write_is_seen(eight, weight, devices):
         (array,) = mirrors.arrays([weight])
         return [np.asarray(shard.data) for shard in array.addressable_shards]
 
-    for write in (
+    for change in (
         lambda: weight.set_value(np.full(64, 2, "float32")),
         lambda: weight.set_value(np.full(64, 3, "float32"), borrow=True),
-        lambda: commit(weight, np.full(64, 4, "float32")),
+        lambda: write(weight, np.full(64, 4, "float32")),
         lambda: np.multiply(read(weight), 2, out=read(weight)),
         lambda: weight.set_value(np.zeros(3, "float32")),
     ):
-        write()
+        change()
         found = mirrored()
         assert len(found) == devices
         for value in found:
@@ -73,7 +73,7 @@ def test_committed_results_need_no_copy(eight, weight):
     mirrors = Mirrors(on_host())
     array = on_cpu(np.full(64, 9, "float32"))
     value = as_numpy(array, set())
-    commit(weight, value)
+    write(weight, value)
     mirrors.keep(weight, [value], value, array)
     assert mirrors.arrays([weight])[0] is array
     mirrors.drop([weight])

@@ -7,58 +7,62 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from theano_mgpu.split import place, rounds, whole_batch_round
+from theano_mgpu.split import in_order, place, placement, rounds, whole_batch_round
 
 sizes = {"examples": st.integers(1, 300), "shards": st.integers(1, 40), "devices": st.integers(1, 9)}
 
 
+def shards_of(turns):
+    """Number, first example and size of every shard, in order."""
+    return sorted((t.shards[d], t.starts[d], t.size) for t in turns for d in t.live)
+
+
 @given(**sizes)
-def test_every_example_is_in_one_live_shard_and_in_order(examples, shards, devices):
-    taken = []
-    for turn in rounds(examples, shards, devices):
-        for start in turn.starts[: turn.live]:
-            taken.extend(range(start, start + turn.size))
+def test_every_example_is_in_one_shard_and_in_order(examples, shards, devices):
+    taken = [i for _, start, size in shards_of(rounds(examples, shards, devices)) for i in range(start, start + size)]
     assert taken == list(range(examples))
 
 
 @given(**sizes)
 def test_shards_have_two_sizes_at_most_and_none_is_empty(examples, shards, devices):
-    turns = rounds(examples, shards, devices)
-    found = [turn.size for turn in turns for _ in range(turn.live)]
+    found = [size for _, _, size in shards_of(rounds(examples, shards, devices))]
     assert len(found) == min(shards, examples)
     assert min(found) >= 1
     assert max(found) - min(found) <= 1
-    assert found == sorted(found, reverse=True)
 
 
 @given(**sizes)
 def test_weights_are_parts_of_the_batch(examples, shards, devices):
     turns = rounds(examples, shards, devices)
     for turn in turns:
-        assert turn.weights[: turn.live] == (turn.size / examples,) * turn.live
-        assert turn.weights[turn.live :] == (0,) * (devices - turn.live)
+        assert turn.live
+        assert set(turn.weights) <= {turn.size / examples, 0}
+        assert len(turn.shards) == len(turn.starts) == len(turn.weights) == devices
     assert sum(sum(turn.weights) for turn in turns) == pytest.approx(1, rel=1e-12)
 
 
 @given(**sizes)
-def test_shards_are_numbered_alike_for_any_number_of_devices(examples, shards, devices):
-    """What a shard holds and the number that its random draws are keyed by depend on the batch alone."""
-
-    def numbered(count):
-        turns = rounds(examples, shards, count)
-        return [(t.shards[i], t.starts[i], t.size) for t in turns for i in range(t.live)]
-
-    assert numbered(devices) == numbered(1)
-    assert [number for number, _, _ in numbered(devices)] == list(range(min(shards, examples)))
+def test_a_shard_is_the_same_on_any_number_of_devices(examples, shards, devices):
+    """What it holds and the number that its random draws are keyed by depend on the batch alone."""
+    assert shards_of(rounds(examples, shards, devices)) == shards_of(rounds(examples, shards, 1))
 
 
 @given(**sizes)
-def test_rounds_are_full_but_for_one_of_each_size(examples, shards, devices):
+def test_a_device_has_neighbouring_shards_in_the_order_of_their_places(examples, shards, devices):
     turns = rounds(examples, shards, devices)
-    assert sum(turn.live < devices for turn in turns) <= 2
+    assert [turn.place for turn in turns] == sorted(turn.place for turn in turns)
+    places = -(-shards // devices)
     for turn in turns:
-        assert len(turn.shards) == len(turn.starts) == len(turn.weights) == devices
-        assert set(turn.shards[turn.live :]) <= {turn.shards[turn.live - 1]}
+        for device in turn.live:
+            assert turn.shards[device] == device * places + turn.place
+        assert set(turn.shards) == {turn.shards[device] for device in turn.live}  # what idle devices repeat
+
+
+@given(examples=st.integers(1, 300), devices=st.integers(1, 9), places=st.sampled_from([1, 2, 4, 8]))
+def test_an_uneven_batch_takes_one_round_more(examples, devices, places):
+    turns = rounds(examples, places * devices, devices)
+    assert len(turns) <= places + 1
+    assert sum(len(turn.live) < devices for turn in turns) <= 2
 
 
 @pytest.mark.parametrize(
@@ -70,10 +74,19 @@ def test_rounds_are_full_but_for_one_of_each_size(examples, shards, devices):
         (1, 8, 8, [(1, 1)]),
         (5, 3, 2, [(2, 2), (1, 1)]),
         (10, 1, 4, [(10, 1)]),
+        (19, 8, 2, [(3, 2), (2, 2), (3, 1), (2, 1), (2, 2)]),
     ],
 )
 def test_rounds_by_example(examples, shards, devices, expected):
-    assert [(turn.size, turn.live) for turn in rounds(examples, shards, devices)] == expected
+    assert [(turn.size, len(turn.live)) for turn in rounds(examples, shards, devices)] == expected
+
+
+@given(**sizes)
+def test_results_come_in_the_order_of_the_batch(examples, shards, devices):
+    turns = rounds(examples, shards, devices)
+    batch = np.arange(examples)
+    results = [np.concatenate([batch[start : start + turn.size] for start in turn.starts]) for turn in turns]
+    np.testing.assert_array_equal(in_order(turns, results), batch)
 
 
 @settings(max_examples=15)
@@ -84,6 +97,9 @@ def test_each_device_gets_its_shard(eight, examples, shards, devices):
     for turn in rounds(examples, shards, devices):
         for array, placed in zip(batch, place(batch, turn, contexts), strict=True):
             assert placed.shape == (devices * turn.size, *array.shape[1:])
+            if placement(contexts) is None:
+                np.testing.assert_array_equal(placed, array[turn.starts[0] : turn.starts[0] + turn.size])
+                continue
             for shard in placed.addressable_shards:
                 position = contexts.devices.index(shard.device)
                 start = turn.starts[position]
@@ -92,7 +108,7 @@ def test_each_device_gets_its_shard(eight, examples, shards, devices):
 
 def test_a_step_without_a_batch_is_computed_by_the_first_device():
     turn = whole_batch_round(3)
-    assert (turn.weights, turn.live) == ((1, 0, 0), 1)
+    assert (turn.weights, turn.live) == ((1, 0, 0), (0,))
 
 
 def test_no_inputs_place_nothing(eight):

@@ -68,26 +68,18 @@ def test_devices_take_turns_at_more_shards(eight, devices, shards, update_on):
     compare_with_pytensor(momentum_graph, reference, eight[:devices], shards=shards, update_on=update_on)
 
 
-def test_bits_depend_on_the_shards_and_not_on_the_devices(eight):
-    """Even rounds and uneven ones: the host sums in one fixed tree."""
+@pytest.mark.parametrize("shards", [1, 2, 8, 16])
+def test_bits_depend_on_the_shards_and_not_on_the_devices(eight, shards):
+    """Nor on where the update is applied: even batches, uneven ones, and ones smaller than the number of shards."""
     found = set()
     for devices in (1, 2, 4, 8):
-        graph = momentum_graph()
-        step = tm.function(graph.inputs, graph.outputs, updates=graph.updates, contexts=eight[:devices], shards=8)
-        losses = [step(*batch(size), 0.1)["loss"].tobytes() for size in (32, 19)]
-        found.add((*losses, *states(*graph.updates)))
-    assert len(found) == 1
-
-
-def test_device_update_keeps_the_bits_of_even_batches_on_any_number_of_devices(eight):
-    found = set()
-    for devices in (1, 2, 4, 8):
-        graph = momentum_graph()
-        options = {"contexts": eight[:devices], "shards": 8, "update_on": "device"}
-        step = tm.function(graph.inputs, updates=graph.updates, **options)
-        step(*batch(32), 0.1)
-        step(*batch(32, 1), 0.1)
-        found.add(tuple(states(*graph.updates)))
+        for update_on in ("host", "device"):
+            graph = momentum_graph()
+            options = {"contexts": eight[:devices], "shards": shards, "update_on": update_on}
+            step = tm.function(graph.inputs, graph.outputs, updates=graph.updates, **options)
+            results = [step(*batch(size), 0.1) for size in (32, 19, 5, 3)]
+            bits = tuple(value.tobytes() for result in results for value in result.values())
+            found.add((*bits, *states(*graph.updates)))
     assert len(found) == 1
 
 
@@ -317,6 +309,26 @@ def test_totals_add_and_their_gradients_too(eight, update_on):
 
 
 @BOTH
+@pytest.mark.parametrize("devices", [1, 2, 3, 4])
+def test_the_largest_and_smallest_of_a_batch(eight, devices, update_on):
+    """As outputs, in an update, of uneven batches; with a gradient through them, of one that all devices share."""
+
+    def build(extremum: bool = False) -> Graph:
+        weight = pytensor.shared(np.array([0.3, -0.2, 0.5], "float32"), name="weight")
+        seen = pytensor.shared(np.zeros(3, "float32"), name="seen")
+        x = pt.matrix("x", dtype="float32")
+        outputs = [tm.maximum((x @ weight).max()), tm.minimum(pt.argmax(x, axis=1).min())]
+        loss = tm.maximum(pt.exp(x @ weight).max()) if extremum else pt.exp(x @ weight).mean()
+        gradient = tm.grad(loss, weight)
+        updates = {weight: weight - np.float32(0.1) * gradient, seen: pt.minimum(seen, tm.minimum(x.min(0)))}
+        return Graph([x], outputs, updates)
+
+    batches = [(batch(size)[0],) for size in (12, 7, 2)]
+    compare_with_pytensor(build, batches, eight[:devices], update_on=update_on)
+    compare_with_pytensor(lambda: build(True), batches[:1], eight[:devices], update_on=update_on)
+
+
+@BOTH
 @pytest.mark.parametrize("devices", [1, 2, 4])
 def test_an_average_needed_below_the_cut_is_taken_between_the_devices(eight, devices, update_on):
     """Synchronised normalisation: the statistics of the whole batch, forward and backward."""
@@ -390,3 +402,46 @@ def test_two_steps_share_their_variables(eight):
     for values, outputs in zip(reference.batches, reference.outputs, strict=True):
         assert_close(evaluate(*values)["predicted"], outputs[2])
         train(*values)
+
+
+# Batches sent ahead
+
+
+@BOTH
+@pytest.mark.parametrize(("devices", "shards"), [(1, 1), (1, 4), (2, 2), (4, 8)])
+def test_a_batch_that_was_put_gives_the_same_bits(eight, devices, shards, update_on):
+    """In any order of putting and stepping, and though the caller's arrays are written anew in the meantime."""
+    found = []
+    for put in (False, True):
+        graph = momentum_graph()
+        options = {"contexts": eight[:devices], "shards": shards, "update_on": update_on}
+        step = tm.function(graph.inputs, graph.outputs, updates=graph.updates, **options)
+        batches = [(*batch(size, size), 0.1) for size in (16, 11)]
+        if put:
+            sent = [step.put(*batches[0]), step.put(x=batches[1][0], y=batches[1][1], learning_rate=0.1)]
+            for x, y, _ in batches:
+                x[:], y[:] = 0, 0
+            results = [step(one) for one in sent]
+        else:
+            results = [step(*one) for one in batches]
+        found.append((*(value.tobytes() for result in results for value in result.values()), *states(*graph.updates)))
+    assert found[0] == found[1]
+
+
+def test_a_put_batch_moves_nothing_more_when_the_step_runs(eight, monkeypatch):
+    x = pt.matrix("x", dtype="float32")
+    step = tm.function([x], tm.average(x.mean()), contexts=eight[:4], shards=8)
+    sent = step.put(batch(16)[0])
+    monkeypatch.setattr("theano_mgpu.split._on_each", None)
+    assert step(sent) == pytest.approx(batch(16)[0].mean(), rel=1e-5)
+
+
+def test_a_put_batch_is_of_one_step_and_alone(eight):
+    x, y = pt.vector("x", dtype="float32"), pt.vector("y", dtype="float32")
+    one, other = (tm.function([x, y], tm.average((x * y).mean()), contexts=eight[:2], name=n) for n in ("a", "b"))
+    sent = one.put(np.ones(4, "float32"), np.ones(4, "float32"))
+    for call in (lambda: other(sent), lambda: one(sent, np.ones(4, "float32")), lambda: one(sent, y=sent)):
+        with pytest.raises(TypeError, match=r"only argument, and of the step that put it: [ab]\([ab]\.put\(\.\.\.\)\)"):
+            call()
+    with pytest.raises(ValueError, match=r"a\(\): 'y' has 3 examples but 'x' has 4"):
+        one.put(np.ones(4, "float32"), np.ones(3, "float32"))

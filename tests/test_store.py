@@ -319,7 +319,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(store, tmp_path, mon
     def full_disk(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("theano_mgpu.store.os.fsync", full_disk)
+    monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(OSError, match="no space"):
         store.save(path)
     assert path.read_bytes() == before

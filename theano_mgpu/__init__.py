@@ -2,11 +2,14 @@
 
 from theano_mgpu import data, init, layers, lowering, models, nn, schedules, updates
 from theano_mgpu.arguments import In
-from theano_mgpu.averages import average, grad, total
+from theano_mgpu.averages import average, grad, maximum, minimum, total
 from theano_mgpu.devices import Context, Contexts, contexts
-from theano_mgpu.errors import CutError, NonFiniteError, UnsupportedGraphError
+from theano_mgpu.errors import CutError, DeviceMemoryError, DivergenceError, NonFiniteError, UnsupportedGraphError
+from theano_mgpu.plan import Plan
+from theano_mgpu.resident_data import resident
 from theano_mgpu.step import Step, function
 from theano_mgpu.store import ParameterStore
+from theano_mgpu.verification import Verification, verify
 
 __version__ = "0.1.0"
 
@@ -14,11 +17,15 @@ __all__ = [
     "Context",
     "Contexts",
     "CutError",
+    "DeviceMemoryError",
+    "DivergenceError",
     "In",
     "NonFiniteError",
     "ParameterStore",
+    "Plan",
     "Step",
     "UnsupportedGraphError",
+    "Verification",
     "average",
     "contexts",
     "data",
@@ -27,9 +34,13 @@ __all__ = [
     "init",
     "layers",
     "lowering",
+    "maximum",
+    "minimum",
     "models",
     "nn",
+    "resident",
     "schedules",
     "total",
     "updates",
+    "verify",
 ]

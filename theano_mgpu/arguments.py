@@ -115,6 +115,38 @@ class Signature:
         self._check_lengths(values)
         return values
 
+    def shapes(self, examples: int, given: Mapping[str, Sequence[int]]) -> dict[Variable, tuple[int, ...]]:
+        """The shape of every input for a batch of ``examples``.
+
+        ``given`` has those that the graph does not tell: by name, of one example, or of a whole input that is not
+        split.
+        """
+        unknown = [name for name in given if name not in {a.name for a in self.arguments}]
+        if unknown:
+            names = ", ".join(a.label(i) for i, a in enumerate(self.arguments))
+            raise TypeError(f"plan(): no input is named {unknown[0]!r}; there are {names}.")
+        return {a.variable: self._shape(a, i, examples, given) for i, a in enumerate(self.arguments)}
+
+    def _shape(
+        self, argument: Argument, position: int, examples: int, given: Mapping[str, Sequence[int]]
+    ) -> tuple[int, ...]:
+        is_split = argument.variable in self.split
+        declared = argument.variable.type.shape[is_split:]
+        own = given.get(argument.name) if argument.name else None
+        if own is None:
+            own = declared if argument.default is None else argument.default.shape[is_split:]
+        rest = tuple(own)
+        fits = len(rest) == len(declared) and all(b in (None, a) for a, b in zip(rest, declared, strict=True))
+        if not fits or None in rest:
+            shown = ", ".join("?" if n is None else str(n) for n in declared)
+            what = "one example" if is_split else "the input"
+            came = f"; {rest} was given" if argument.name in given else ""
+            raise ValueError(
+                f"plan(): the shape of {what} of {argument.label(position)} is ({shown}){came}. Give what is not "
+                f"known, as in step.plan({examples}, {argument.name or 'name'}=(224, 224, 3))."
+            )
+        return (examples, *rest) if is_split else rest
+
     def described(self, values: Mapping[Variable, np.ndarray]) -> str:
         return ", ".join(
             f"{a.label(i)} {values[a.variable].dtype}{values[a.variable].shape}" for i, a in enumerate(self.arguments)

@@ -1,4 +1,4 @@
-"""``average``, ``total`` and ``grad``: where the graph is cut.
+"""``average``, ``total``, ``maximum``, ``minimum`` and ``grad``: where the graph is cut.
 
 A batch is split into shards; everything below an average is computed once per shard, everything above it once per
 batch. In a plain ``pytensor.function`` there is one shard, so each of these ops is the identity and the same graph
@@ -21,13 +21,15 @@ from pytensor.tensor.variable import TensorVariable
 
 from theano_mgpu.compatibility import OpWithShapes
 
-__all__ = ["average", "grad", "total"]
+__all__ = ["average", "grad", "maximum", "minimum", "total"]
 
 
 class ShardReduction(TypeCastingOp, OpWithShapes):
     """One value per shard to one value per batch; the identity where there is one shard."""
 
     __props__ = ()
+    #: What it gives of the shards' values, in a word.
+    kind: str
 
     def make_node(self, x: Any) -> Apply:
         x = pt.as_tensor_variable(x)
@@ -42,6 +44,8 @@ class ShardReduction(TypeCastingOp, OpWithShapes):
 
 class Average(ShardReduction):
     """The mean over all shards, each weighted by its number of examples: the mean over the batch."""
+
+    kind = "average"
 
     def make_node(self, x: Any) -> Apply:
         x = pt.as_tensor_variable(x)
@@ -73,12 +77,37 @@ class GradientAverage(Average):
 class Total(ShardReduction):
     """The sum over all shards."""
 
+    kind = "total"
+
     def pullback(self, inputs: Any, outputs: Any, cotangents: Any) -> list[Variable]:
         (g,) = cotangents
         if isinstance(g.type, DisconnectedType):
             return [g]
         # The average around the gradient multiplies by the shard's weight; a sum has none.
         return [average(g) / shard_weight().astype(g.dtype)]
+
+
+class Extremum(ShardReduction):
+    """The largest or smallest over all shards. The gradient goes to every shard that has it, as in ``pt.max``."""
+
+    def pullback(self, inputs: Any, outputs: Any, cotangents: Any) -> list[Variable]:
+        (g,) = cotangents
+        if isinstance(g.type, DisconnectedType):
+            return [g]
+        through_total = average(g) / shard_weight().astype(g.dtype)
+        return [through_total * pt.eq(inputs[0], outputs[0]).astype(g.dtype)]
+
+
+class Maximum(Extremum):
+    """The largest over all shards."""
+
+    kind = "maximum"
+
+
+class Minimum(Extremum):
+    """The smallest over all shards."""
+
+    kind = "minimum"
 
 
 class ShardWeight(OpWithShapes):
@@ -144,6 +173,20 @@ def total(x: Any) -> TensorVariable:
     Any shape and dtype. In a plain ``pytensor.function`` it is the identity.
     """
     return Total()(x)
+
+
+def maximum(x: Any) -> TensorVariable:
+    """The largest of ``x`` over all shards of the batch, entry by entry; NaN where a shard has one.
+
+    ``maximum(per_example.max())`` is the largest over the whole batch. Any shape and dtype. In a plain
+    ``pytensor.function`` it is the identity.
+    """
+    return Maximum()(x)
+
+
+def minimum(x: Any) -> TensorVariable:
+    """The smallest of ``x`` over all shards of the batch, entry by entry; else as ``maximum``."""
+    return Minimum()(x)
 
 
 def grad(loss: TensorVariable, wrt: Any, **options: Any) -> Any:

@@ -56,7 +56,8 @@ class Bundled:
     bundles: tuple[Bundle, ...]
     rest: Program
     single: tuple[SharedVariable, ...]
-    averages: tuple[Slot, ...]
+    gathered: tuple[Slot, ...]
+    kinds: tuple[str, ...]  # of reductions, one for each of ``gathered``
     shared: tuple[Slot, ...]
     updated: tuple[Slot, ...]
     shapes: Shapes
@@ -64,11 +65,12 @@ class Bundled:
 
 def bundled(cut: Cut, shapes: Shapes) -> Bundled:
     """Find what of the host part can be bundled; ``shapes`` are those of its shared variables' values."""
-    placeholders = [reduction.placeholder for reduction in cut.reductions]
+    kinds = {reduction.placeholder: reduction.kind for reduction in cut.reductions}
+    sums = [placeholder for placeholder, kind in kinds.items() if kind in ("average", "total")]
     outputs = cut.host.outputs[: len(cut.host.outputs) - len(cut.updated)]
     new_values = dict(zip(cut.updated, cut.host.outputs[len(outputs) :], strict=True))
     alike: dict[Any, list[_Family]] = {}
-    for family in _families(new_values, {*placeholders, *cut.host.shared}, _merged(cut.host.outputs)):
+    for family in _families(new_values, {*sums, *cut.host.shared}, _merged(cut.host.outputs)):
         if len({shapes[v] for v in family.roles if v in shapes}) == 1:
             alike.setdefault(family.rule, []).append(family)
     bundles = [_bundle(families, new_values, shapes) for families in alike.values() if len(families) > 1]
@@ -78,11 +80,13 @@ def bundled(cut: Cut, shapes: Shapes) -> Bundled:
     scalars = [scalar for bundle in bundles for scalar in bundle.scalars]
     rest = program(cut.host.inputs, (*outputs, *scalars, *(new_values[v] for v in single)))
     written = [row[role] for bundle in bundles for row in bundle.rows for role in bundle.writes]
+    gathered = tuple(slots_of(list(kinds), vectors))
     return Bundled(
         tuple(bundles),
         rest,
         single,
-        averages=tuple(slots_of(placeholders, vectors)),
+        gathered=gathered,
+        kinds=tuple("total" if isinstance(slot, Vector) else kinds[slot] for slot in gathered),
         shared=tuple(slots_of(cut.host.shared, vectors)),
         updated=(*written, *single),
         shapes={v: shape for v, shape in shapes.items() if v in members},

@@ -19,7 +19,7 @@ from pytensor.graph.replace import clone_replace
 from pytensor.graph.traversal import ancestors, toposort
 from pytensor.tensor.random.type import RandomType
 
-from theano_mgpu.averages import Average, GradientAverage, ShardWeight, Total
+from theano_mgpu.averages import Average, GradientAverage, ShardReduction, ShardWeight
 from theano_mgpu.errors import CutError
 
 __all__ = ["Cut", "Program", "Reduction", "cut", "program"]
@@ -40,13 +40,12 @@ class Reduction:
 
     value: Variable
     placeholder: Variable
-    weighted: bool  # an average, as against a total
+    kind: str  # "average", "total", "maximum" or "minimum"
     of_gradient: bool = False  # an average that ``grad`` made, to be divided by the loss scale
 
     @property
     def label(self) -> str:
-        name = self.placeholder.name or self.value.name or "unnamed"
-        return f"{'average' if self.weighted else 'total'} of {name}"
+        return f"{self.kind} of {self.placeholder.name or self.value.name or 'unnamed'}"
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ class _BatchData:
     def __init__(self, outputs: Sequence[Variable], split: Sequence[Variable], *, random: bool = False) -> None:
         self._through: dict[Variable, Variable | None] = dict.fromkeys(split)
         for node in toposort(outputs):
-            if isinstance(node.op, (Average, Total)):
+            if isinstance(node.op, ShardReduction):
                 continue
             origin = next((v for v in node.inputs if v in self._through), None)
             draws = random and any(isinstance(v.type, RandomType) for v in node.outputs)
@@ -189,7 +188,7 @@ def _frontier(outputs: Sequence[Variable]) -> list[Variable]:
         if variable in seen or variable.owner is None:
             continue
         seen.add(variable)
-        if isinstance(variable.owner.op, (Average, Total)):
+        if isinstance(variable.owner.op, ShardReduction):
             found.add(variable)
         else:
             stack.extend(variable.owner.inputs)
@@ -198,8 +197,7 @@ def _frontier(outputs: Sequence[Variable]) -> list[Variable]:
 
 def _reduction(reduced: Variable) -> Reduction:
     op = reduced.owner.op
-    value, weighted, of_gradient = reduced.owner.inputs[0], isinstance(op, Average), isinstance(op, GradientAverage)
-    return Reduction(value, _placeholder(reduced), weighted, of_gradient)
+    return Reduction(reduced.owner.inputs[0], _placeholder(reduced), op.kind, isinstance(op, GradientAverage))
 
 
 def _placeholder(average: Variable) -> Variable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,21 +27,26 @@ _PLATFORMS = {"cpu": "cpu", "cuda": "gpu"}
 class Context:
     """One device under its name.
 
-    ``platform`` is "cpu" or "gpu"; ``device`` is JAX's.
+    ``platform`` is "cpu" or "gpu"; ``device`` is JAX's; ``limit`` are the bytes that steps may use of its memory, all
+    of it where none is given.
     """
 
     name: str
     device: jax.Device
+    limit: int | None = None
 
     @property
     def platform(self) -> str:
         return str(self.device.platform)
 
     def memory(self) -> dict[str, int]:
-        """Bytes in use, the peak, and the limit as the device reports them; empty where it reports none (CPUs)."""
+        """Bytes in use, the peak, and the limit, as the device reports them (CPUs do not); a given limit counts."""
         statistics = self.device.memory_stats() or {}
         kept = {"bytes_in_use", "peak_bytes_in_use", "bytes_limit"}
-        return {key: value for key, value in statistics.items() if key in kept}
+        found = {key: value for key, value in statistics.items() if key in kept}
+        if self.limit is not None:
+            found["bytes_limit"] = min(self.limit, found.get("bytes_limit", self.limit))
+        return found
 
     def __str__(self) -> str:
         return f"{self.name} ({self.device.device_kind}, {self.device})"
@@ -116,16 +122,24 @@ def _size(count: int | None) -> str:
     return "-" if count is None else f"{count / 2**30:.2f} GiB"
 
 
-def contexts(spec: str | None = None) -> Contexts:
+def contexts(spec: str | None = None, memory: int | str | None = None) -> Contexts:
     """The devices that a step runs on, in order.
 
     ``spec``: "cpu:4" makes four simulated devices of this machine's processor; "cuda" is every GPU, "cuda:0,2" two of
     them, "dev0->cuda0;dev1->cuda2" names them (Theano's syntax); "cuda or cpu:4" is the first of these that there is;
     None is every GPU, else the CPU.
+    ``memory``: what a step may use on each of them, in bytes or as "2GB" or "512MiB"; simulated devices then run out of
+    memory as GPUs do. By default what there is.
 
-    Raises ValueError for a name that does not exist (the ones that do are listed) or a malformed map, and RuntimeError
-    for more simulated devices than were made when JAX started: their number is fixed then.
+    Raises ValueError for a name that does not exist (the ones that do are listed), a malformed map or a malformed
+    ``memory``, and RuntimeError for more simulated devices than were made when JAX started: their number is fixed then.
     """
+    limit = None if memory is None else _bytes(memory)
+    found = _contexts(spec)
+    return Contexts([dataclasses.replace(context, limit=limit) for context in found]) if limit else found
+
+
+def _contexts(spec: str | None) -> Contexts:
     if spec is None:
         platform = "cuda" if _devices("cuda") else "cpu"
         return Contexts([Context(f"{platform}{i}", device) for i, device in enumerate(_devices(platform))])
@@ -139,14 +153,32 @@ def contexts(spec: str | None = None) -> Contexts:
     return Contexts([Context(name, _device(name, spec)) for name in names])
 
 
+_UNITS = {"B": 1, **{f"{p}B": 1000 ** (i + 1) for i, p in enumerate("KMGT")}}
+_UNITS |= {f"{p}iB": 1024 ** (i + 1) for i, p in enumerate("KMGT")}
+
+
+def _bytes(memory: int | str) -> int:
+    if isinstance(memory, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", memory)
+        units = {name.lower(): count for name, count in _UNITS.items()}
+        if match and match[2].lower() in units and float(match[1]) > 0:
+            return int(float(match[1]) * units[match[2].lower()])
+    elif isinstance(memory, int) and not isinstance(memory, bool) and memory > 0:
+        return memory
+    raise ValueError(
+        f"contexts: 'memory' is {memory!r}, but should be a positive number of bytes on each device, or one with a "
+        f'unit such as "2GB" or "512MiB" ({", ".join(_UNITS)}).'
+    )
+
+
 def _first_existing(alternatives: list[str]) -> Contexts:
     for alternative in alternatives:
         if match := re.fullmatch(r"cpu:(\d+)", alternative):
             _make_cpu_devices(int(match[1]))  # before a look for GPUs fixes their number
     for alternative in alternatives[:-1]:
         with contextlib.suppress(ValueError):
-            return contexts(alternative)
-    return contexts(alternatives[-1])
+            return _contexts(alternative)
+    return _contexts(alternatives[-1])
 
 
 def _names(spec: str) -> list[str]:

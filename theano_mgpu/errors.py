@@ -1,16 +1,23 @@
 """What a caller may want to catch.
 
 ArithmeticError
+├── DivergenceError       devices that should have the same bits have not
 └── NonFiniteError        a step's update held NaN or infinity; no parameter was changed
 ValueError
 └── CutError              a graph that cannot be cut into a device part and a host part
 NotImplementedError
 └── UnsupportedGraphError a graph with a node that cannot run on the devices
+MemoryError
+└── DeviceMemoryError     a device's memory does not hold one example, or a shard that cannot be made smaller
 """
 
 from __future__ import annotations
 
-__all__ = ["CutError", "NonFiniteError", "UnsupportedGraphError"]
+__all__ = ["CutError", "DeviceMemoryError", "DivergenceError", "NonFiniteError", "UnsupportedGraphError"]
+
+
+class DivergenceError(ArithmeticError):
+    """Devices that should have the same bits have not."""
 
 
 class NonFiniteError(ArithmeticError):
@@ -19,6 +26,10 @@ class NonFiniteError(ArithmeticError):
 
 class CutError(ValueError):
     """A graph cannot be cut: something above the averages depends on batch data without passing one."""
+
+
+class DeviceMemoryError(MemoryError):
+    """A device's memory does not hold a shard, and it cannot be made smaller; no parameter was changed."""
 
 
 class UnsupportedGraphError(NotImplementedError):

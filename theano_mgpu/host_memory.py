@@ -10,10 +10,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["give_back_large_blocks", "map_in_huge_pages"]
+__all__ = ["give_back_large_blocks", "host_memory", "map_in_huge_pages"]
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _MAPPINGS = Path("/proc/self/maps")
+_GROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
 _MADV_HUGEPAGE = 14  # asm-generic/mman-common.h
@@ -35,6 +36,15 @@ def give_back_large_blocks() -> None:
         return
     set_option(_M_MMAP_THRESHOLD, 4 * 2**20)
     set_option(_M_ARENA_MAX, 1)
+
+
+def host_memory() -> int:
+    """The bytes of memory that this process may use: the machine's, or its control group's where that has less."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in _GROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):
+            limits.append(int(path.read_text()))
+    return min(limits)
 
 
 def map_in_huge_pages(count: int, size: int) -> None:

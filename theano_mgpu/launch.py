@@ -15,9 +15,9 @@ import jax
 from theano_mgpu.devices import Contexts
 from theano_mgpu.programs import ShardResults
 
-__all__ = ["launched_ahead"]
+__all__ = ["AHEAD", "launched_ahead", "rounds_at_a_time"]
 
-_AHEAD = 2  # rounds that may wait or run while the one before them is used
+AHEAD = 1  # rounds that may wait or run while the one before them is used
 
 Launch = Callable[[], ShardResults]
 
@@ -28,9 +28,14 @@ def launched_ahead(rounds: Sequence[Launch], contexts: Contexts) -> Iterator[Sha
     launchers = itertools.cycle(_launchers(len(rounds), contexts))
     for launch, launcher in zip(rounds, launchers, strict=False):
         launched.append(launcher(launch))
-        if len(launched) > _AHEAD:
+        if len(launched) > AHEAD:
             yield _ready(launched.popleft())
     yield from launched
+
+
+def rounds_at_a_time(rounds: int, contexts: Contexts) -> int:
+    """How many rounds' temporary memory a device holds."""
+    return len(_launchers(rounds, contexts))
 
 
 def _launchers(rounds: int, contexts: Contexts) -> Sequence[Callable[[Launch], ShardResults]]:

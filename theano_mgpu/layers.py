@@ -56,7 +56,10 @@ def conv2d(
         raise ValueError(f"{layer}: {channels} channels and {filters} filters should both divide into {groups} groups.")
     height, width = pair("conv2d", "size", size)
     weight = store.param(
-        f"{name}.weight", (height, width, channels // groups, filters), he_normal() if init is None else init
+        f"{name}.weight",
+        (height, width, channels // groups, filters),
+        he_normal() if init is None else init,
+        torch_axes=(3, 2, 0, 1),
     )
     y = nn.conv2d(x, weight, stride=stride, padding=padding, dilation=dilation, groups=groups)
     return y + store.param(f"{name}.bias", (filters,), 0.0, decay=False) if bias else y
@@ -135,7 +138,9 @@ def dense(
     x = pt.as_tensor_variable(x)
     layer = f"dense('{name}')"
     channels, units = _channels(layer, x), _count(layer, "units", units)
-    weight = store.param(f"{name}.weight", (channels, units), glorot_uniform() if init is None else init)
+    weight = store.param(
+        f"{name}.weight", (channels, units), glorot_uniform() if init is None else init, torch_axes=(1, 0)
+    )
     y = pt.dot(x, weight)
     return y + store.param(f"{name}.bias", (units,), 0.0, decay=False) if bias else y
 

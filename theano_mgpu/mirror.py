@@ -1,8 +1,8 @@
 """Shared variables on every context: versions of the host's values, current at each step.
 
 The host's value is the truth, whoever wrote it: ``set_value``, a plain ``pytensor.function`` (which writes the
-container, or the array in place), or our own step. So a mirror is kept only while it *is* the host's memory; any other
-is written anew before each step.
+container, or the array in place), or our own step. So a mirror is kept only while it *is* the host's memory, or while
+the value is lent to the devices; any other is written anew before each step.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from pytensor.tensor.random.type import RandomType
 from pytensor.tensor.type import TensorType
 
 from theano_mgpu.devices import Contexts
+from theano_mgpu.lending import Loan, loan_of, peek
 from theano_mgpu.vectors import Slot, Vector, variables_of
 
 __all__ = [
     "Mirrors",
     "advanced",
     "as_numpy",
-    "commit",
     "fetched",
     "host_device",
     "mesh_of",
@@ -42,6 +42,7 @@ __all__ = [
     "shapes_of",
     "to_devices",
     "to_host",
+    "write",
 ]
 
 AXIS = "shards"
@@ -57,8 +58,13 @@ def read(variable: SharedVariable) -> Any:
     return variable.container.storage[0]
 
 
+def write(variable: SharedVariable, value: Any) -> None:
+    """Write a value where PyTensor reads it. Plain functions hold the cell itself, so it must stay the same one."""
+    variable.container.storage[0] = value
+
+
 def shapes_of(variables: Iterable[SharedVariable]) -> dict[SharedVariable, tuple[int, ...]]:
-    return {v: value.shape for v in variables if isinstance(value := read(v), np.ndarray)}
+    return {v: value.shape for v in variables if isinstance(value := peek(v), np.ndarray)}
 
 
 def key_of(generator: np.random.Generator) -> np.ndarray:
@@ -103,10 +109,11 @@ class Mirrors:
 
     def arrays(self, slots: Sequence[Slot]) -> list[jax.Array]:
         """The variables' current values on the devices; random generators as keys."""
-        current = {slot: self._current(slot) for slot in slots}
+        lent = {slot: loan.array for slot in slots if (loan := self._lent(slot))}
+        current = {slot: self._current(slot) for slot in slots if slot not in lent}
         to_place = [slot for slot, mirror in current.items() if mirror is None or mirror.array is None]
         values = [mirror.whole if (mirror := current[slot]) else _value_of(slot) for slot in to_place]
-        arrays = dict(zip(to_place, placed(values, self.placement), strict=True))
+        arrays = lent | dict(zip(to_place, placed(values, self.placement), strict=True))
         for slot, value in zip(to_place, values, strict=True):
             if not isinstance(slot, Vector):
                 self.keep(slot, [value], value, arrays[slot])
@@ -122,6 +129,10 @@ class Mirrors:
         """Let go of the memory of values that were just replaced."""
         for slot in slots:
             self._kept.pop(slot, None)
+
+    def _lent(self, slot: Slot) -> Loan | None:
+        loan = loan_of(slot)
+        return loan if loan is not None and loan.array.sharding == self.placement else None
 
     def _current(self, slot: Slot) -> _Mirror | None:
         mirror = self._kept.get(slot)
@@ -214,11 +225,6 @@ def _is_same_memory(array: jax.Array, value: np.ndarray) -> bool:
         and all(device.platform == "cpu" for device in devices)
         and array.unsafe_buffer_pointer() == value.ctypes.data
     )
-
-
-def commit(variable: SharedVariable, value: Any) -> None:
-    """Write a new value where PyTensor reads it. Plain functions hold the cell itself, so it must stay the same one."""
-    variable.container.storage[0] = value
 
 
 def as_numpy(array: jax.Array, taken: set[int]) -> np.ndarray:

@@ -16,17 +16,21 @@ from pytensor.tensor.random.type import RandomType
 from theano_mgpu.bundles import Bundled
 from theano_mgpu.cut import Cut
 from theano_mgpu.devices import Contexts
+from theano_mgpu.gather.combination import combination
 from theano_mgpu.gather.device import all_reduce
 from theano_mgpu.gather.tree import tree_sum
 from theano_mgpu.host_memory import map_in_huge_pages
+from theano_mgpu.lending import peek
 from theano_mgpu.lowering.dispatch import Check, collect_checks
 from theano_mgpu.lowering.graph import Lowered, Shard, lower
 from theano_mgpu.lowering.xla_options import xla_options
 from theano_mgpu.mirror import AXIS, mesh_of, on_each, on_every, placed, to_devices
+from theano_mgpu.pieces import bytes_on_each
+from theano_mgpu.resident_data import ResidentData
 from theano_mgpu.split import Round
-from theano_mgpu.vectors import Slot, Values, Vector, joined
+from theano_mgpu.vectors import Slot, Values, Vector, joined, variables_of
 
-__all__ = ["DeviceProgram", "Report", "ShardResults", "UpdateProgram", "Updated"]
+__all__ = ["DeviceProgram", "ProgramMemory", "Report", "ShardResults", "UpdateProgram", "Updated"]
 
 _MUCH_MEMORY = 64 * 2**20  # whose clearing takes longer than to ask for huge pages
 
@@ -45,36 +49,44 @@ class Report:
 
 @dataclass(frozen=True)
 class ShardResults:
-    """What one round computed. ``values`` have a row for each device's shard, weighted, or one row, their sum."""
+    """What one round computed. ``values`` have a row for each device's shard, averages weighted."""
 
     values: list[jax.Array]
     report: Report
 
 
-class DeviceProgram:
-    """The part below the cut, compiled once for all devices: one call is one round.
+@dataclass(frozen=True)
+class ProgramMemory:
+    """What one call needs on each device, by XLA's account: bytes, and floating-point operations.
 
-    With ``reduced`` the reductions' values leave it summed over the devices, else as one row for each.
+    ``inputs`` are all arguments but shared variables.
     """
+
+    inputs: int
+    results: int
+    temporary: int
+    operations: float
+
+
+class DeviceProgram:
+    """The part below the cut, compiled once for all devices: one call is one round."""
 
     def __init__(
         self,
         cut: Cut,
         lowered: Lowered,
-        averages: Sequence[Slot],
+        bundled: Bundled,
+        shared: Sequence[Slot],
         contexts: Contexts,
-        *,
-        reduced: bool,
         loss_scale: Callable[[], float] | None = None,
     ) -> None:
         self._cut = cut
-        self._averages = averages
+        self._shared = shared
+        self._gathered, self._kinds = bundled.gathered, bundled.kinds
         self._lowered = lowered
         self._contexts = contexts
-        self._reduced = reduced
         self._loss_scale = loss_scale  # asked for at each call
         self._split = [v in cut.split for v in cut.device.inputs]
-        self._random = [isinstance(v.type, RandomType) for v in cut.device.shared]
         self._constants = _constants_of(lowered, on_every(contexts))
         self._places: dict[tuple[Any, tuple[Any, ...]], jax.Array] = {}
         self._batch_axis_checked = False
@@ -82,16 +94,17 @@ class DeviceProgram:
         self.checks: list[Check] = []
         self.values_like: list[jax.ShapeDtypeStruct] = []  # the shapes of a round's values
         inputs = [_EACH if split else _SAME for split in self._split]
+        placed_as = [_EACH if isinstance(slot, ResidentData) else _SAME for slot in shared]
         mapped = jax.shard_map(
             self._part,
             mesh=mesh_of(contexts),
-            in_specs=(_EACH, _EACH, inputs, [_SAME] * len(cut.device.shared), [_SAME] * len(self._constants), _EACH),
-            out_specs=([_SAME if reduced else _EACH] * len(averages), _EACH, _EACH),
+            in_specs=(_EACH, _EACH, inputs, placed_as, _SAME, _EACH),
+            out_specs=_EACH,
             check_vma=False,
         )
         self._run = jax.jit(mapped, compiler_options=xla_options(contexts.platform))
 
-    def __call__(self, turn: Round, inputs: Sequence[Any], shared: Sequence[jax.Array]) -> ShardResults:
+    def __call__(self, turn: Round, inputs: Sequence[Any], shared: Sequence[Any]) -> ShardResults:
         arguments = self._checked_arguments(turn, inputs, shared)
         with to_devices():  # numpy inputs, where there is one device
             values, per_example, checks = self._run(*arguments)
@@ -99,19 +112,21 @@ class DeviceProgram:
             map_in_huge_pages(len(self._contexts), self._temporary_bytes)
         return ShardResults(values, Report(per_example, checks))
 
-    def lower(self, turn: Round, inputs: Sequence[Any], shared: Sequence[jax.Array]) -> Callable[[], None]:
+    def lower(self, turn: Round, inputs: Sequence[Any], shared: Sequence[Any]) -> Callable[[], ProgramMemory]:
         """All of a first call that needs Python, ``values_like`` with it; what is returned compiles the program."""
-        with to_devices():
+        with jax.enable_x64(True), to_devices():
             lowered = self._run.lower(*self._checked_arguments(turn, inputs, shared))
         self.values_like, _, _ = lowered.out_info
+        operations = (lowered.cost_analysis() or {}).get("flops", 0.0)
 
-        def compile_program() -> None:
-            memory = lowered.compile().memory_analysis()
-            self._temporary_bytes = max(self._temporary_bytes, memory.temp_size_in_bytes)
+        def compile_program() -> ProgramMemory:
+            memory = _memory_of(lowered, shared, operations)
+            self._temporary_bytes = max(self._temporary_bytes, memory.temporary)
+            return memory
 
         return compile_program
 
-    def _checked_arguments(self, turn: Round, inputs: Sequence[Any], shared: Sequence[jax.Array]) -> tuple[Any, ...]:
+    def _checked_arguments(self, turn: Round, inputs: Sequence[Any], shared: Sequence[Any]) -> tuple[Any, ...]:
         weights = self._one_each(turn.weights, np.float64)
         numbers = self._one_each(turn.shards, np.int32)
         devices = len(self._contexts)
@@ -152,82 +167,130 @@ class DeviceProgram:
     ) -> Any:
         """What one device traces: its own shard's part."""
         weight = weights[0]
-        shard = Shard(weight, lambda x: self._sum(x, weight), *(scale[0] for scale in scales))
-        keys = [jax.random.fold_in(v, numbers[0]) if r else v for v, r in zip(shared, self._random, strict=True)]
+        shard = Shard(weight, self._reduced(weight), *(scale[0] for scale in scales))
+        values = Values(self._shared, shared)
+        own = [
+            jax.random.fold_in(values[v], numbers[0]) if isinstance(v.type, RandomType) else values[v]
+            for v in self._cut.device.shared
+        ]
         with collect_checks() as checks:
-            outputs = self._lowered.trace([*inputs, *keys, *constants], shard)
+            outputs = self._lowered.trace([*inputs, *own, *constants], shard)
         self.checks = checks
         reductions = self._cut.reductions
-        values = {
-            reduction.placeholder: (
-                value * shard.weight_in(reduction.of_gradient).astype(value.dtype) if reduction.weighted else value
-            )
-            for reduction, value in zip(reductions, map(jnp.asarray, outputs), strict=False)
+        parts = {
+            reduction.placeholder: shard.part(reduction.kind, jnp.asarray(value), reduction.of_gradient)
+            for reduction, value in zip(reductions, outputs, strict=False)
         }
-        arrays = joined(self._averages, values, jnp)
-        arrays = [(self._sum(array, weight) if self._reduced else array)[None] for array in arrays]
+        arrays = joined(self._gathered, parts, jnp)
+        rows = [_own(kind, array, weight)[None] for kind, array in zip(self._kinds, arrays, strict=True)]
         per_example = [jnp.asarray(value) for value in outputs[len(reductions) :]]
-        return arrays, per_example, _flags(checks)
+        return rows, per_example, _flags(checks)
 
-    def _sum(self, value: Any, weight: Any) -> Any:
-        """The sum over the shards of a round; a device that only repeats one adds nothing."""
-        own = jnp.where(weight > 0, value, jnp.zeros_like(value))
-        return all_reduce(own, len(self._contexts), AXIS)
+    def _reduced(self, weight: Any) -> Callable[[str, Any], Any]:
+        def reduced(kind: str, value: Any) -> Any:
+            """Over the shards of a round, for the devices themselves."""
+            return all_reduce(_own(kind, value, weight), len(self._contexts), AXIS, combination(kind).combine)
+
+        return reduced
+
+
+def _own(kind: str, value: Any, weight: Any) -> Any:
+    """A device that only repeats a shard contributes nothing."""
+    return jnp.where(weight > 0, value, combination(kind).nothing_like(value))
 
 
 @dataclass(frozen=True)
 class Updated:
-    """What the update program gives: outputs of the host part, new values a slot, and flags of what was checked."""
+    """What the update program gives: outputs of the host part, new values a slot, and flags of what was checked.
+
+    ``finite`` has a flag for each of the new values, where the devices look at them.
+    """
 
     outputs: list[jax.Array]
     new_values: list[jax.Array]
+    finite: list[jax.Array]
     checks: list[Flag]
 
 
 class UpdateProgram:
-    """The part above the cut: sums the shards in the fixed tree and applies the update rule."""
+    """The part above the cut: combines the devices' sums in the fixed tree and applies the update rule.
 
-    def __init__(self, bundled: Bundled, placement: Any) -> None:
+    With ``between`` contexts they are combined between those, else they are rows, all in one place.
+    """
+
+    def __init__(self, bundled: Bundled, placement: Any, between: Contexts | None, *, looks: bool) -> None:
         self._bundled = bundled
+        self._looks = looks  # whether new values are finite
+        self._kinds = bundled.kinds
+        self._between = between
         self._rest = lower(bundled.rest)
         self._rules = [lower(bundle.rule) for bundle in bundled.bundles]
         self.checks: list[Check] = []
+        self.shared = bundled.shared
+        gathered = {variable for slot in bundled.gathered for variable in variables_of(slot)}
+        self.whole = [v for v in bundled.rest.inputs if v not in gathered]
         self._scalars = [scalar for bundle in bundled.bundles for scalar in bundle.scalars]
         self._outputs = len(bundled.rest.outputs) - len(self._scalars) - len(bundled.single)
         self._constants = _constants_of(self._rest, placement)
         self._run = jax.jit(self._update, out_shardings=placement)
 
-    def __call__(self, leaves: Sequence[Sequence[Any]], whole: Sequence[Any], shared: Sequence[jax.Array]) -> Updated:
+    def __call__(self, rows: Sequence[Sequence[Any]], whole: Sequence[Any], shared: Sequence[Any]) -> Updated:
         # Shards' rows are numpy views: the call takes them over in 5 us each, device_put in 45.
         with to_devices():
-            updated = Updated(*self._run(list(leaves), list(whole), list(shared), self._constants))
+            updated = Updated(*self._run(list(rows), list(whole), list(shared), self._constants))
         for slot, value in zip(self._bundled.updated, updated.new_values, strict=True):
             if not isinstance(slot, Vector):
                 require_same_shape(slot, value.shape)
         return updated
 
-    def compile(self, leaves: Sequence[Sequence[Any]], whole: Sequence[Any], shared: Sequence[jax.Array]) -> None:
+    def compile(self, rows: Sequence[Sequence[Any]], whole: Sequence[Any], shared: Sequence[Any]) -> ProgramMemory:
         """For arguments of these shapes, so that a call finds the program ready."""
         with jax.enable_x64(True), to_devices():  # not inherited by threads
-            self._run.lower(list(leaves), list(whole), list(shared), self._constants).compile()
+            return _memory_of(self._run.lower(list(rows), list(whole), list(shared), self._constants), shared, 0)
 
-    def _update(self, leaves: Any, whole: list[Any], shared: list[Any], constants: list[Any]) -> Any:
+    def _update(self, rows: Any, whole: list[Any], shared: list[Any], constants: list[Any]) -> Any:
         bundled, rest = self._bundled, self._bundled.rest
-        sums = [tree_sum([leaf.reshape(leaf.shape[1:]) for leaf in part], jnp.add) for part in leaves]
-        averages, state = Values(bundled.averages, sums), Values(bundled.shared, shared)
+        sums = self._tree_sums(rows) if self._between is None else self._all_reduced(rows, self._between)
+        averages, state = Values(bundled.gathered, sums), Values(bundled.shared, shared)
         used = [averages[v] for v in rest.inputs if v in averages]
         with collect_checks() as checks:
             results = self._rest.trace([*used, *whole, *(state[v] for v in rest.shared), *constants])
         self.checks = checks
         results = [jnp.asarray(v) for v in results]
         scalars = dict(zip(self._scalars, results[self._outputs :], strict=False))
-        arrays = dict(zip((*bundled.averages, *bundled.shared), (*sums, *shared), strict=True))
+        arrays = dict(zip((*bundled.gathered, *bundled.shared), (*sums, *shared), strict=True))
         new_values = []
         for bundle, rule in zip(bundled.bundles, self._rules, strict=True):
             for row in bundle.rows:
                 operands = [*(arrays[row[role]] for role in bundle.reads), *(scalars[v] for v in bundle.scalars)]
                 new_values += rule.trace(operands)
-        return results[: self._outputs], [*new_values, *results[self._outputs + len(self._scalars) :]], _flags(checks)
+        new_values += results[self._outputs + len(self._scalars) :]
+        finite = [jnp.isfinite(value).all() for value in new_values] if self._looks else []
+        return results[: self._outputs], new_values, finite, _flags(checks)
+
+    def _tree_sums(self, rows: list[list[Any]]) -> list[Any]:
+        return [
+            tree_sum([row.reshape(row.shape[1:]) for row in of_all], combination(kind).combine)
+            for kind, of_all in zip(self._kinds, rows, strict=True)
+        ]
+
+    def _all_reduced(self, rows: list[list[Any]], contexts: Contexts) -> list[Any]:
+        def reduced(rows: list[Any]) -> list[Any]:
+            return [
+                all_reduce(row.reshape(row.shape[1:]), len(contexts), AXIS, combination(kind).combine)
+                for kind, row in zip(self._kinds, rows, strict=True)
+            ]
+
+        between = jax.shard_map(reduced, mesh=mesh_of(contexts), in_specs=_EACH, out_specs=_SAME, check_vma=False)
+        return between([row for (row,) in rows])
+
+
+def _memory_of(lowered: jax.stages.Lowered, shared: Sequence[Any], operations: float) -> ProgramMemory:
+    """Compile, and ask XLA."""
+    memory = lowered.compile().memory_analysis()
+    own = sum(map(bytes_on_each, shared))
+    arguments, results = memory.argument_size_in_bytes, memory.output_size_in_bytes
+    return ProgramMemory(arguments - own, results, memory.temp_size_in_bytes, operations)
 
 
 def _flags(checks: Sequence[Check]) -> list[Flag]:
@@ -241,7 +304,7 @@ def _constants_of(lowered: Lowered, placement: Any) -> list[jax.Array]:
 
 
 def require_same_shape(variable: Variable, new_shape: tuple[int, ...]) -> None:
-    old_shape = variable.container.storage[0].shape
+    old_shape = peek(variable).shape
     if new_shape != old_shape:
         raise ValueError(
             f"updates: the new value of {variable.name or variable} has shape {new_shape}, but the variable has "

@@ -16,6 +16,7 @@ from pytensor.graph.traversal import ancestors
 from pytensor.tensor.type import TensorType
 
 from theano_mgpu.arguments import Argument
+from theano_mgpu.resident_data import ResidentData
 
 __all__ = [
     "Form",
@@ -82,6 +83,11 @@ def parse_updates(updates: Any) -> dict[SharedVariable, Variable]:
         variable, new_value = pair
         if not isinstance(variable, SharedVariable):
             raise TypeError(f"updates: expected a shared variable to update, got {variable!r}.")
+        if isinstance(variable, ResidentData):
+            raise TypeError(
+                f"updates: {variable.name or variable} is resident data, which steps only read. Keep what a step "
+                f"changes in pytensor.shared(...), or call set_value between steps."
+            )
         if variable in parsed:
             raise ValueError(f"updates: {variable.name or variable} is updated twice; give it one new value.")
         parsed[variable] = _of_type(variable, new_value)
@@ -140,8 +146,10 @@ def with_default_updates(
         complete |= zip(found, with_givens(list(found.values()), givens, inputs), strict=True)
 
 
-def check_used(arguments: Sequence[Argument], graph: Sequence[Variable], on_unused_input: str) -> None:
-    """Every input is used by an output or update; and everything that they need is an input, shared or constant."""
+def check_used(
+    arguments: Sequence[Argument], graph: Sequence[Variable], on_unused_input: str, computed: Sequence[Variable] = ()
+) -> None:
+    """Every input is used by an output or update; and all that they need is an input, computed, shared or constant."""
     needed = set(ancestors(graph))
     unused = [a.label(i) for i, a in enumerate(arguments) if a.variable not in needed]
     if unused and on_unused_input != "ignore":
@@ -152,7 +160,7 @@ def check_used(arguments: Sequence[Argument], graph: Sequence[Variable], on_unus
         if on_unused_input == "raise":
             raise ValueError(message)
         warnings.warn(message, stacklevel=3)
-    inputs = {a.variable for a in arguments}
+    inputs = {*(a.variable for a in arguments), *computed}
     loose = [
         v for v in needed if v.owner is None and v not in inputs and not isinstance(v, SharedVariable) and _is_free(v)
     ]

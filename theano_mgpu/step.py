@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,13 +17,14 @@ from pytensor.printing import debugprint
 from theano_mgpu import devices, split
 from theano_mgpu.arguments import Argument, Signature, parse_inputs, without_implicit
 from theano_mgpu.bundles import bundled
+from theano_mgpu.commit import NewValue, commit, new_values, non_finite
 from theano_mgpu.cut import Cut, cut
 from theano_mgpu.devices import Context, Contexts
 from theano_mgpu.drawing import Running, diagram, draw
-from theano_mgpu.errors import NonFiniteError, UnsupportedGraphError
-from theano_mgpu.finite import are_finite, is_finite
-from theano_mgpu.gather.host import HostGather
-from theano_mgpu.gather.mesh import MeshGather
+from theano_mgpu.errors import DeviceMemoryError, NonFiniteError, UnsupportedGraphError
+from theano_mgpu.gather.combination import combined
+from theano_mgpu.gather.host import rows_on_host
+from theano_mgpu.gather.tree import TreeSum
 from theano_mgpu.launch import launched_ahead
 from theano_mgpu.loss_scale import LossScale
 from theano_mgpu.lowering.graph import lower
@@ -31,8 +32,6 @@ from theano_mgpu.lowering.precision import Precision, named_precision
 from theano_mgpu.mirror import (
     Mirrors,
     advanced,
-    as_numpy,
-    commit,
     fetched,
     host_device,
     on_every,
@@ -41,8 +40,15 @@ from theano_mgpu.mirror import (
     read,
     require_mirrorable,
     shapes_of,
+    write,
 )
+from theano_mgpu.pieces import current
+from theano_mgpu.plan import DeviceMemory, Plan
+from theano_mgpu.preparation import Preparation, Shapes
 from theano_mgpu.programs import DeviceProgram, Report, ShardResults, Updated, UpdateProgram
+from theano_mgpu.resident_data import ResidentData
+from theano_mgpu.shards import ShardCount, is_out_of_memory
+from theano_mgpu.slices import Slices, look_ups_first, with_slices_looked_up
 from theano_mgpu.specification import (
     Form,
     check_used,
@@ -56,7 +62,7 @@ from theano_mgpu.specification import (
     with_givens,
 )
 from theano_mgpu.split import Round
-from theano_mgpu.vectors import parts_of, variables_of
+from theano_mgpu.vectors import Slot, Vector, slots_of, variables_of
 
 __all__ = ["Step", "function"]
 
@@ -68,7 +74,7 @@ def function(
     updates: Any = None,
     givens: Any = None,
     contexts: Contexts | Context | str | None = None,
-    shards: int | None = None,
+    shards: int | str | None = None,
     update_on: str = "host",
     precision: str = "float32",
     broadcast: Sequence[Variable] = (),
@@ -92,7 +98,9 @@ def function(
     givens: dict or pairs of variables to replace, not inputs.
     contexts: ``tm.contexts(...)`` or its argument; every device of the machine by default.
     shards: the number of pieces a batch is cut into, one per device by default; devices take turns, so that a batch
-        may be larger than their memory.
+        may be larger than their memory. "auto": the smallest power of two with which every device's memory suffices
+        (``step.plan``). For a power of two the result is the same to the bit on any power of two of devices of one
+        kind. Where a device runs out of memory all the same, the step goes on with twice as many.
     update_on: "host", or "device" where the averages are taken between the devices and each applies the update.
     precision: in which the part below the averages computes what the graph declares float32. "float32": so.
         "bfloat16": products and convolutions take bfloat16 operands, add up in float32, and activations and their
@@ -126,23 +134,43 @@ def function(
     require_inputs("broadcast", broadcast, variables)
     form = Form(outputs)
     new_values = parse_updates(updates)
-    graph = with_givens([*form.variables, *new_values.values()], givens, variables)
+    graph = [*form.variables, *new_values.values()]
+    givens, slices = with_slices_looked_up(givens, graph, variables)
+    graph = look_ups_first(with_givens(graph, givens, variables))
     count = len(form.variables)
     new_values = dict(zip(new_values, graph[count:], strict=True))
     new_values = with_default_updates(graph[:count], new_values, givens, variables)
-    check_used(arguments, [*graph[:count], *new_values.values()], on_unused_input)
-    parts = cut(variables, graph[:count], new_values, broadcast)
+    check_used(arguments, [*graph[:count], *new_values.values(), *slices.bounds], on_unused_input, slices.rows)
+    parts = cut([*variables, *slices.rows], graph[:count], new_values, broadcast)
     return Step(
         parts,
         arguments,
         form,
         contexts,
-        shards=len(contexts) if shards is None else positive("shards", shards),
+        slices=slices,
+        shards=None if shards == "auto" else len(contexts) if shards is None else positive("shards", shards),
         update_on=update_on,
         precision=computed_in,
         nonfinite=nonfinite,
         name=name or "step",
     )
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What a step computed, before it is committed; no new values where it is left out."""
+
+    new_values: list[NewValue] | None
+    outputs: list[np.ndarray]
+
+
+class SentBatch(dict[Variable, np.ndarray]):
+    """A batch that is on the devices already, the inputs of each round of ``step``; ``step.put`` makes it."""
+
+    def __init__(self, step: Step, values: Mapping[Variable, np.ndarray]) -> None:
+        super().__init__(values)
+        self.step = step
+        self.placed: dict[Round, list[Any]] = {}
 
 
 class Step:
@@ -155,21 +183,34 @@ class Step:
         form: Form,
         contexts: Contexts,
         *,
-        shards: int,
+        slices: Slices,
+        shards: int | None,
         update_on: str,
         precision: Precision,
         nonfinite: str,
         name: str,
     ) -> None:
+        self._over = partial(
+            Step,
+            cut,
+            arguments,
+            form,
+            slices=slices,
+            update_on=update_on,
+            precision=precision,
+            nonfinite=nonfinite,
+            name=name,
+        )
         self.cut = cut
         self.name = name
         self.contexts = contexts
-        self.shards = shards
         self.update_on = update_on
         self.nonfinite = nonfinite
         self.skipped = 0  # steps left out, under nonfinite="skip" or for the loss scale
         self._calls = 0
+        self._shard_count = ShardCount(name, shards, len(contexts))
         self._form = form
+        self._slices = slices
         self._signature = Signature(name, tuple(arguments), cut.split)
         self._on_device = update_on == "device"
         for variable in self.get_shared():
@@ -181,54 +222,165 @@ class Step:
 
     def _make_programs(self) -> None:
         """For the shapes that shared variables have now. New mirrors too: old ones hold vectors of other shapes."""
+        is_host = self.contexts.devices == [host_device()]
         self._mirrors = Mirrors(on_every(self.contexts))
-        is_one_place = self._on_device or self.contexts.devices == [host_device()]
-        self._update_mirrors = self._mirrors if is_one_place else Mirrors(on_host())
+        self._update_mirrors = self._mirrors if self._on_device or is_host else Mirrors(on_host())
+        self._lending = self._on_device and not is_host
         self._bundled = bundled(self.cut, shapes_of((*self.cut.host.shared, *self.cut.updated)))
-        self._program = self._new_program(reduced=self._on_device)
-        self._update = UpdateProgram(self._bundled, self._update_mirrors.placement)
-        self._compiled_sizes: set[int] = set()  # of shards
-        self._compiled_sums: set[int | None] = set()  # of so many shards of one round, or None: of several rounds
-
-    def _new_program(self, *, reduced: bool) -> DeviceProgram:
-        averages, scale = self._bundled.averages, self._loss_scale
-        asked = None if scale is None else lambda: scale.value
-        return DeviceProgram(self.cut, self._device_part, averages, self.contexts, reduced=reduced, loss_scale=asked)
+        # What is lent as a vector, the device program takes as one.
+        vectors = [slot for slot in self._bundled.updated if isinstance(slot, Vector)] if self._lending else []
+        self._mirrored = slots_of(self.cut.device.shared, vectors)
+        scale = self._loss_scale
+        self._program = DeviceProgram(
+            self.cut,
+            self._device_part,
+            self._bundled,
+            self._mirrored,
+            self.contexts,
+            None if scale is None else lambda: scale.value,
+        )
+        self._update = UpdateProgram(
+            self._bundled,
+            self._update_mirrors.placement,
+            self.contexts if self._on_device else None,
+            looks=self._lending and self._looks,
+        )
+        self._preparation = Preparation(
+            self.cut,
+            self._program,
+            self._update,
+            self._mirrored,
+            self._update_mirrors.placement,
+            self.contexts,
+            on_device=self._on_device,
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """One step; outputs come as numpy arrays. Nothing visible changes before the commit."""
-        batch = self._signature.bind(args, kwargs)
-        if shapes_of(self._bundled.shapes) != self._bundled.shapes:  # a value of another shape was set
-            self._make_programs()
+        """One step; outputs come as numpy arrays."""
+        batch = self._bound(args, kwargs)
+        self._calls += 1
+        while True:
+            try:
+                attempt = self._attempt(batch)
+                break
+            except Exception as error:
+                if not is_out_of_memory(error) or not self.cut.split:
+                    raise
+                self._require_separate_shards(error)
+                self._shard_count.halve(len(batch[self.cut.split[0]]), error)
+        self._commit(attempt.new_values)
+        self._shard_count.tell()
+        return self._form.filled(attempt.outputs)
+
+    def attempt(self, *args: Any, **kwargs: Any) -> Attempt:
+        """All of a step but its commit."""
+        return self._attempt(self._bound(args, kwargs))
+
+    def over(self, contexts: Contexts) -> Step:
+        """The same step, in as many shards, over other contexts."""
+        step = self._over(contexts, shards=self.shards)
+        step.loss_scale = self.loss_scale
+        return step
+
+    def mirrored(self) -> dict[Slot, jax.Array]:
+        """What the devices have of shared variables now."""
+        slots = [slot for slot in self._mirrored if not isinstance(slot, ResidentData)]
+        with jax.enable_x64(True):
+            return dict(zip(slots, self._mirrors.arrays(slots), strict=True))
+
+    def put(self, *args: Any, **kwargs: Any) -> SentBatch:
+        """Split a batch and send it to the devices ahead of time: ``step(step.put(images, labels))``.
+
+        Returns at once, while the devices may still compute the step before; so the next batch's transfer and this
+        one's computation overlap. The arrays are copied, and are the caller's again.
+        """
+        batch = SentBatch(self, {v: np.array(value) for v, value in self._bound(args, kwargs).items()})
+        self._follow_shapes()
+        with jax.enable_x64(True):
+            batch.placed = {turn: self._placed(turn, batch) for turn in self._split(batch)}
+        return batch
+
+    @property
+    def shards(self) -> int:
+        """The number of pieces that the last batch was cut into, or the next will be."""
+        return self._shard_count.now
+
+    def plan(self, batch_size: int, **shapes: Sequence[int]) -> Plan:
+        """What a step on ``batch_size`` examples needs of memory and arithmetic; nothing runs, programs are compiled.
+
+        ``shapes``: of one example of an input, by name, where the graph does not tell: ``images=(224, 224, 3)``.
+        Raises ValueError or TypeError for a batch size or shapes that are not enough or do not fit, DeviceMemoryError
+        with shards="auto" where not one example fits.
+        """
+        batch_size = positive("batch_size", batch_size)
+        self._follow_shapes()
+        inputs = self._signature.shapes(batch_size, shapes) | dict.fromkeys(self._slices.rows, (batch_size,))
+        return self._preparation.plan(batch_size, self._shards_for(batch_size, inputs), inputs)
+
+    def _attempt(self, batch: Mapping[Variable, np.ndarray]) -> Attempt:
+        """Nothing visible changes before the commit."""
+        self._follow_shapes()
         with jax.enable_x64(True):
             turns = self._split(batch)
-            shared = self._mirrors.arrays(self.cut.device.shared)
-            leaves, reports = self._gather(turns, self._run(turns, batch, shared))
-            updated = self._apply(leaves, batch)
+            shared = current(self._mirrored, self._mirrors, self.contexts)
+            rows, reports = self._gather(turns, self._run(turns, batch, shared))
+            updated = self._apply(rows, batch)
             self._check(reports, updated)
-            self._calls += 1
-            new_values = self._new_values(turns, leaves, updated, batch)
-            outputs = self._outputs(turns, reports, updated)
-            self._commit(updated, new_values)
-        return self._form.filled(outputs)
+            values = self._new_values(turns, rows, updated, batch)
+            return Attempt(values, self._outputs(turns, reports, updated))
+
+    def _bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[Variable, np.ndarray]:
+        if not any(isinstance(argument, SentBatch) for argument in (*args, *kwargs.values())):
+            batch = self._signature.bind(args, kwargs)
+            return batch | self._slices.values(self.name, self._signature.arguments, batch, self.cut.split)
+        if len(args) != 1 or kwargs or args[0].step is not self:
+            raise TypeError(
+                f"{self.name}(): a batch that was put is the step's only argument, and of the step that put it: "
+                f"{self.name}({self.name}.put(...))."
+            )
+        return args[0]
+
+    def _follow_shapes(self) -> None:
+        if shapes_of(self._bundled.shapes) != self._bundled.shapes:  # a value of another shape was set
+            self._make_programs()
 
     def _split(self, batch: Mapping[Variable, np.ndarray]) -> Sequence[Round]:
         if not self.cut.split:
             return [split.whole_batch_round(len(self.contexts))]
-        turns = split.rounds(len(batch[self.cut.split[0]]), self.shards, len(self.contexts))
+        examples = len(batch[self.cut.split[0]])
+        shards = self._shards_for(examples, {v: value.shape for v, value in batch.items()})
+        turns = split.rounds(examples, shards, len(self.contexts))
         if len(turns) > 1 and self._device_part.has_collectives:
             raise ValueError(
                 f"{self.name}(): an average is needed again on the devices (synchronised batch norm), so all shards "
-                f"must run at once, but {self.shards} shards of this batch take {len(turns)} rounds on "
+                f"must run at once, but {shards} shards of this batch take {len(turns)} rounds on "
                 f"{len(self.contexts)} devices. Use as many shards as devices and a batch that they divide evenly."
             )
         return turns
+
+    def _require_separate_shards(self, error: Exception) -> None:
+        if self._device_part.has_collectives:
+            raise DeviceMemoryError(
+                f"{self.name}(): out of memory, and an average is needed again on the devices (synchronised batch "
+                f"norm), so that shards cannot take turns: {error} No parameter was changed. Use a smaller batch or "
+                f"more devices."
+            ) from error
+
+    def _shards_for(self, examples: int, shapes: Shapes) -> int:
+        preparation = self._preparation
+
+        def need(shards: int) -> DeviceMemory:
+            return preparation.device_memory(split.rounds(examples, shards, len(self.contexts)), shapes)
+
+        return self._shard_count.of(examples, need, preparation.limit)
 
     def _run(
         self, turns: Sequence[Round], batch: Mapping[Variable, np.ndarray], shared: list[Any]
     ) -> Iterator[ShardResults]:
         try:
-            self._compile(turns, batch, shared)
+            shapes = {v: value.shape for v, value in batch.items()}
+            self._preparation.prepare(turns, shapes)
+            self._preparation.require_fit(turns, shapes)
             yield from launched_ahead([partial(self._launch, turn, batch, shared) for turn in turns], self.contexts)
         except UnsupportedGraphError:
             raise
@@ -238,50 +390,32 @@ class Step:
     def _launch(self, turn: Round, batch: Mapping[Variable, np.ndarray], shared: list[Any]) -> ShardResults:
         return self._program(turn, self._placed(turn, batch), shared)
 
-    def _compile(self, turns: Sequence[Round], batch: Mapping[Variable, np.ndarray], shared: list[Any]) -> None:
-        """Both programs at once, ahead of their first calls: compiled one by one, they leave cores idle."""
-        new = {turn.size: turn for turn in turns if turn.size not in self._compiled_sizes}
-        summed = None if len(turns) > 1 else turns[0].live
-        if not new and summed in self._compiled_sums:
-            return
-        compilations = [self._program.lower(turn, self._placed(turn, batch), shared) for turn in new.values()]
-        leaves_like = self._new_gather(turns).leaves_like(self._program.values_like, turns[0].live, self.contexts)
-        with ThreadPoolExecutor(1) as pool:
-            # What is wrong with the update rule, its call will say.
-            pool.submit(self._update.compile, leaves_like, *self._update_arguments(batch))
-            for compile_program in compilations:
-                compile_program()
-        self._compiled_sizes.update(new)
-        self._compiled_sums.add(summed)
-
     def _placed(self, turn: Round, batch: Mapping[Variable, np.ndarray]) -> list[Any]:
         """The device part's inputs for a round: split ones a shard each, the others whole."""
+        if isinstance(batch, SentBatch) and turn in batch.placed:
+            return batch.placed[turn]
         inputs = self.cut.device.inputs
-        # One device takes numpy arrays over in the call itself, sooner than they could be placed.
-        place = split.place if len(self.contexts) > 1 else split.parts
-        parts = iter(place([batch[v] for v in inputs if v in self.cut.split], turn, self.contexts))
+        parts = iter(split.place([batch[v] for v in inputs if v in self.cut.split], turn, self.contexts))
         whole = iter(placed([batch[v] for v in inputs if v in self.cut.whole], self._mirrors.placement))
         return [next(parts if v in self.cut.split else whole) for v in inputs]
 
     def _gather(self, turns: Sequence[Round], results: Iterable[ShardResults]) -> tuple[list[list[Any]], list[Report]]:
-        """What is left to be summed by the update, and what else the rounds gave: no round's gradients stay."""
-        gather = self._new_gather(turns)
+        """Each device's sum over its shards, a row each, and what else the rounds gave: no round's gradients stay."""
+        sums = TreeSum(partial(combined, self._bundled.kinds))
         reports = []
-        for turn, result in zip(turns, results, strict=True):
-            gather.add(result.values, turn.live)
+        following = [turn.place for turn in turns[1:]] + [turns[-1].place + 1]
+        for turn, result, next_place in zip(turns, results, following, strict=True):
+            sums.push(turn.place, result.values, next_place)
             reports.append(result.report)
-        return gather.leaves(), reports
+        values = sums.result()
+        return [[value] for value in values] if self._on_device else rows_on_host(values), reports
 
-    def _new_gather(self, turns: Sequence[Round]) -> HostGather | MeshGather:
-        return MeshGather() if self._on_device else HostGather(len(turns))
-
-    def _apply(self, leaves: list[list[Any]], batch: Mapping[Variable, np.ndarray]) -> Updated:
-        return self._update(leaves, *self._update_arguments(batch))
+    def _apply(self, rows: list[list[Any]], batch: Mapping[Variable, np.ndarray]) -> Updated:
+        return self._update(rows, *self._update_arguments(batch))
 
     def _update_arguments(self, batch: Mapping[Variable, np.ndarray]) -> tuple[list[Any], list[Any]]:
-        inputs = [batch[v] for v in self._bundled.rest.inputs if v in self.cut.whole]
-        whole = placed(inputs, self._update_mirrors.placement)
-        return whole, self._update_mirrors.arrays(self._bundled.shared)
+        whole = placed([batch[v] for v in self._update.whole], self._update_mirrors.placement)
+        return whole, current(self._bundled.shared, self._update_mirrors)
 
     def _check(self, reports: list[Report], updated: Updated) -> None:
         """Raise what the devices found wrong with the data; nothing has changed yet."""
@@ -296,30 +430,28 @@ class Step:
                     raise check.error(f"{self.name}(): {check.message.format(**shown)}")
 
     def _new_values(
-        self, turns: Sequence[Round], leaves: list[list[Any]], updated: Updated, batch: Mapping[Variable, np.ndarray]
-    ) -> list[np.ndarray] | None:
-        """The new values on the host, an array a slot; None for a step that is skipped."""
-        taken = {read(v).ctypes.data for v in self.cut.host.shared if isinstance(read(v), np.ndarray)}
-        new_values = [as_numpy(array, taken) for array in updated.new_values]
-        if self._loss_scale and self._loss_scale.excuses(self._gradients(leaves), all(are_finite(new_values))):
+        self, turns: Sequence[Round], rows: list[list[Any]], updated: Updated, batch: Mapping[Variable, np.ndarray]
+    ) -> list[NewValue] | None:
+        """The new values, a slot each; None for a step that is skipped."""
+        values = new_values(self._bundled.updated, updated.new_values, self.cut.host.shared, lending=self._lending)
+        bad = non_finite(values, updated.finite) if self._looks else []
+        if self._loss_scale and self._loss_scale.excuses(self._gradients(rows), values_are_finite=not bad):
             return None
-        if self.nonfinite == "ignore":
-            return new_values
-        bad = [
-            variable
-            for slot, array, ok in zip(self._bundled.updated, new_values, are_finite(new_values), strict=True)
-            if not ok
-            for variable, value in zip(variables_of(slot), parts_of(slot, array), strict=True)
-            if not is_finite(value)
-        ]
-        if bad and self.nonfinite == "raise":
+        if not bad or self.nonfinite == "ignore":
+            return values
+        if self.nonfinite == "raise":
             raise NonFiniteError(self._non_finite(turns, bad, batch))
-        return None if bad else new_values
+        return None
 
-    def _gradients(self, leaves: list[list[Any]]) -> list[list[Any]]:
+    @property
+    def _looks(self) -> bool:
+        """Whether new values are finite matters."""
+        return self.nonfinite != "ignore" or self._loss_scale is not None
+
+    def _gradients(self, rows: list[list[Any]]) -> list[list[Any]]:
         """Of the gather's results those that ``tm.grad`` asked for."""
         gradients = {reduction.placeholder for reduction in self.cut.reductions if reduction.of_gradient}
-        slots = zip(self._bundled.averages, leaves, strict=True)
+        slots = zip(self._bundled.gathered, rows, strict=True)
         return [parts for slot, parts in slots if not gradients.isdisjoint(variables_of(slot))]
 
     def _non_finite(
@@ -337,36 +469,30 @@ class Step:
         )
 
     def _non_finite_shards(self, turns: Sequence[Round], batch: Mapping[Variable, np.ndarray]) -> list[int]:
-        program = self._new_program(reduced=False)
-        shared = self._mirrors.arrays(self.cut.device.shared)
+        shared = current(self._mirrored, self._mirrors, self.contexts)
         found = []
         for turn in turns:
-            result = program(turn, self._placed(turn, batch), shared)
+            result = self._program(turn, self._placed(turn, batch), shared)
             rows = fetched([value for value in result.values if np.issubdtype(value.dtype, np.inexact)])
-            found += [turn.shards[i] for i in range(turn.live) if not all(np.isfinite(row[i]).all() for row in rows)]
-        return found
+            found += [turn.shards[i] for i in turn.live if not all(np.isfinite(row[i]).all() for row in rows)]
+        return sorted(found)
 
     def _outputs(self, turns: Sequence[Round], reports: list[Report], updated: Updated) -> list[np.ndarray]:
-        live = [turn.live * turn.size for turn in turns]  # rows of devices that only repeat a shard come last
-        rows = [[value[:n] for value in fetched(r.per_example)] for r, n in zip(reports, live, strict=True)]
-        per_example = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+        rounds = [fetched(report.per_example) for report in reports]
+        per_example = [split.in_order(turns, of_one) for of_one in zip(*rounds, strict=True)]
         single = [np.array(output) for output in fetched(updated.outputs)]
         return [(per_example if o.per_example else single)[o.index] for o in self.cut.outputs]
 
-    def _commit(self, updated: Updated, new_values: list[np.ndarray] | None) -> None:
+    def _commit(self, values: list[NewValue] | None) -> None:
         if self._loss_scale:
-            self._loss_scale.follow(left_out=new_values is None)
-        if new_values is None:
+            self._loss_scale.follow(left_out=values is None)
+        if values is None:
             self.skipped += 1
             return
         self._mirrors.drop((*self.cut.updated, *self._bundled.updated))
-        for slot, new_value, array in zip(self._bundled.updated, new_values, updated.new_values, strict=True):
-            parts = parts_of(slot, new_value)
-            for variable, value in zip(variables_of(slot), parts, strict=True):
-                commit(variable, value)
-            self._update_mirrors.keep(slot, parts, new_value, array)
+        commit(values, self._update_mirrors)
         for variable in self.cut.generators:
-            commit(variable, advanced(read(variable)))
+            write(variable, advanced(read(variable)))
 
     @property
     def loss_scale(self) -> float | None:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytensor
-import safetensors
-import safetensors.numpy
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Variable, equal_computations
 from pytensor.tensor.sharedvar import TensorSharedVariable
+
+from theano_mgpu import weights
+from theano_mgpu.weights import LoadReport
 
 __all__ = ["Initialiser", "ParameterStore"]
 
@@ -27,7 +25,6 @@ Initialiser = Callable[[np.random.Generator, tuple[int, ...]], Any] | Real | flo
 
 # What a safetensors file can hold and PyTensor can compute with.
 _DTYPES = ("float16", "float32", "float64", "bool", *(f"{s}int{b}" for s in ("", "u") for b in (8, 16, 32, 64)))
-_BIT_GENERATORS = ("PCG64", "PCG64DXSM", "Philox", "SFC64", "MT19937")
 
 
 class ParameterStore:
@@ -62,26 +59,31 @@ class ParameterStore:
         decay: bool = True,
         *,
         dtype: str = "float32",
+        torch_axes: Sequence[int] | None = None,
     ) -> TensorSharedVariable:
         """The parameter called ``name``: made on the first call, the same variable on every later one.
 
         ``shape`` is a sequence of integers and becomes the variable's static shape. ``init`` is ``init(rng, shape)``
         returning an array, a number, or an array; it is copied, and not looked at when the parameter exists.
-        ``trainable`` says whether ``store.trainable()`` lists it, ``decay`` whether weight decay applies; both are kept
-        on ``variable.tag``.
+        ``trainable`` says whether ``store.trainable()`` lists it, ``decay`` whether weight decay applies. Where torch
+        keeps this parameter with its axes in another order, ``torch_axes`` says which of ours each of its axes is:
+        filters (height, width, channels, filters) are torch's (filters, channels, height, width) with (3, 2, 0, 1). All
+        three are kept on ``variable.tag``.
 
-        Raises ValueError, naming the parameter, for a second call with another shape, dtype, trainable or decay, and
-        for initial values of another shape or of a dtype that does not fit.
+        Raises ValueError, naming the parameter, for a second call that asks for something else, for initial values of
+        another shape or of a dtype that does not fit, and for ``torch_axes`` that are no permutation.
         """
         _check_name("param", name)
         shape = _checked_shape(name, shape)
         dtype = np.dtype(dtype).name
         if dtype not in _DTYPES:
             raise ValueError(f"param('{name}'): dtype {dtype} cannot be stored; use one of {', '.join(_DTYPES)}.")
+        axes = _checked_axes(name, torch_axes, len(shape))
         if name in self._parameters:
             existing = self._parameters[name]
-            was = _description(existing.type.shape, existing.type.dtype, existing.tag.trainable, existing.tag.decay)
-            asked = _description(shape, dtype, trainable, decay)
+            tag = existing.tag
+            was = _description(existing.type.shape, existing.type.dtype, tag.trainable, tag.decay, tag.torch_axes)
+            asked = _description(shape, dtype, trainable, decay, axes)
             if was != asked:
                 raise ValueError(
                     f"param('{name}'): the store has this parameter with {was}, asked for was {asked}. "
@@ -92,6 +94,7 @@ class ParameterStore:
         variable = pytensor.shared(value, name=name, shape=shape, borrow=True)
         variable.tag.trainable = bool(trainable)
         variable.tag.decay = bool(decay)
+        variable.tag.torch_axes = axes
         self._parameters[name] = variable
         return variable
 
@@ -171,47 +174,74 @@ class ParameterStore:
 
         Equal exactly when two stores hold the same; the order in which parameters were made does not matter.
         """
-        return _checksum(self._borrowed(), self._generator_states())
+        return weights.checksum(self._borrowed(), self._generator_states())
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write all parameters to a safetensors file, and the generators' states as JSON into its metadata.
+    def save(self, path: str | os.PathLike[str], *, layout: Literal["store", "torch"] = "store") -> None:
+        """Write all parameters to a file, which appears under ``path`` whole or not at all.
 
-        The file appears under ``path`` whole or not at all: it is written beside it, flushed to the disk, and renamed.
+        layout="store": safetensors, with the generators' states and a checksum in the metadata.
+        layout="torch": what torchvision's and timm's networks load, ``.safetensors`` or ``.pth`` by the path's end:
+            axes in torch's order, a count of batches (0) next to each ``running_mean``, no generators.
+
+        Raises ValueError for another layout, a path that does not end so, and a dtype that the format does not hold.
         """
         path = Path(path)
-        states = self._generator_states()
-        arrays = {name: np.asarray(value, order="C") for name, value in self._borrowed().items()}
-        metadata = {"theano_mgpu": "1", "generators": states, "checksum": _checksum(arrays, states)}
-        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-        try:
-            with open(partial, "xb") as file:
-                file.write(safetensors.numpy.save(arrays, metadata=metadata))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-        _flush_directory(path.parent)
+        weights.checked_layout("save", path, layout)
+        arrays = self._borrowed()
+        if layout == "torch":
+            axes = {name: variable.tag.torch_axes for name, variable in self._parameters.items()}
+            arrays = {
+                name: array if axes[name] is None else array.transpose(axes[name]) for name, array in arrays.items()
+            }
+        weights.write(path, layout, arrays, self._generator_states())
 
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Set all parameters and generators to what ``save`` wrote into ``path``.
+    def load(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        layout: Literal["store", "torch"] = "store",
+        skip: Sequence[str] = (),
+    ) -> LoadReport:
+        """Set the parameters to what a file holds; what was done comes back and can be printed.
 
-        Raises FileNotFoundError where there is no file, and ValueError that names the path and what is wrong: a file
-        cut short or changed, not a safetensors file, entries that are missing, unknown, or of another shape or dtype.
-        Nothing is changed then.
+        layout="store": what ``save`` wrote, and the generators too.
+        layout="torch": a ``.safetensors`` or ``.pth`` file with torchvision's or timm's names; generators stay as they
+            are. Of a checkpoint, what is under "state_dict" or "model". Torch is not needed, and nothing that a
+            ``.pth`` asks for is executed.
+        skip: patterns of names to leave as they are: ``skip=("fc.*",)`` for a head of another size.
+
+        Raises FileNotFoundError where there is no file, and ValueError that names the path and all that is wrong: a
+        file cut short or changed, not of its format, or asking for anything but tensors; entries that are missing,
+        unknown, no arrays, or of another shape or dtype, and that ``skip`` does not cover; a pattern that matches
+        nothing. Nothing is changed then.
         """
-        values, metadata = _read(Path(path))
-        problems = [f"'{name}' is missing" for name in self._parameters if name not in values]
-        checked = self._checked_values(values, problems)
-        generators = _generators_from(metadata.get("generators", "{}"), problems)
-        problems += [f"generator '{name}' is missing" for name in self._generators if name not in generators]
-        problems += [f"generator '{name}' is not in the store" for name in generators if name not in self._generators]
-        if "checksum" in metadata and metadata["checksum"] != _checksum(values, metadata.get("generators", "{}")):
-            problems.append("the values are not those that were saved (another checksum): the file was changed")
-        _raise_if_any(f"load('{os.fspath(path)}')", problems)
+        path = Path(path)
+        weights.checked_layout("load", path, layout)
+        content = weights.read(path, layout, self._parameters)
+        owned = self._generators if layout == "store" else {}
+        found = [*content.arrays, *content.foreign, *content.generators]
+        skipped = weights.matching(f"load('{path}')", skip, [*self._parameters, *owned, *found])
+
+        problems = list(content.problems)
+        taken = {name: array for name, array in content.arrays.items() if name not in skipped}
+        generators = {name: rng for name, rng in content.generators.items() if name not in skipped}
+        missing = [name for name in (*self._parameters, *owned) if name not in found]
+        words = {name: f"generator '{name}'" for name in owned}
+        problems += [f"{words.get(name, repr(name))} is missing" for name in missing if name not in skipped]
+        problems += [f"'{name}' {what}" for name, what in content.foreign.items() if name not in skipped]
+        checked = self._checked_values(taken, problems, in_torch_axes=layout == "torch")
+        problems += [f"generator '{name}' is not in the store" for name in generators if name not in owned]
+        _raise_if_any(f"load('{path}')", problems)
+
         self._assign(checked)
         for name, generator in generators.items():
             self._generators[name].set_value(generator, borrow=True)
+        return LoadReport(
+            loaded=tuple(name for name in (*self._parameters, *owned) if name in checked or name in generators),
+            skipped=tuple(name for name in found if name in skipped),
+            missing=tuple(missing),
+            ignored=content.ignored,
+        )
 
     def __getitem__(self, name: str) -> TensorSharedVariable:
         if name in self._parameters:
@@ -276,21 +306,27 @@ class ParameterStore:
         return {name: np.asarray(variable.get_value(borrow=True)) for name, variable in self._parameters.items()}
 
     def _generator_states(self) -> str:
-        states = {n: v.get_value(borrow=True).bit_generator.state for n, v in self._generators.items()}
-        return json.dumps(states, sort_keys=True, default=lambda array: array.tolist())
+        return weights.generator_states({name: v.get_value(borrow=True) for name, v in self._generators.items()})
 
-    def _checked_values(self, values: Mapping[str, Any], problems: list[str]) -> dict[str, np.ndarray]:
+    def _checked_values(
+        self, values: Mapping[str, Any], problems: list[str], in_torch_axes: bool = False
+    ) -> dict[str, np.ndarray]:
         checked = {}
         for name, value in values.items():
             if name not in self._parameters:
                 problems.append(f"'{name}' is not in the store{self._nearest(str(name))}")
                 continue
             variable = self._parameters[name]
-            converted, problem = _converted(value, variable.type.shape, variable.type.dtype)
+            shape, axes = variable.type.shape, variable.tag.torch_axes if in_torch_axes else None
+            if axes is not None:
+                shape = tuple(shape[axis] for axis in axes)
+            converted, problem = _converted(value, shape, variable.type.dtype)
             if converted is None:
                 problems.append(f"'{name}' {problem}")
             else:
-                checked[name] = converted
+                checked[name] = (
+                    converted if axes is None else np.array(converted.transpose(np.argsort(axes)), order="C")
+                )
         return checked
 
     def _assign(self, values: Mapping[str, np.ndarray]) -> None:
@@ -319,8 +355,19 @@ def _checked_shape(name: str, shape: Any) -> tuple[int, ...]:
     return tuple(int(length) for length in shape)
 
 
-def _description(shape: Sequence[int | None], dtype: str, trainable: bool, decay: bool) -> str:
-    return f"shape {tuple(shape)}, dtype {dtype}, trainable={bool(trainable)}, decay={bool(decay)}"
+def _checked_axes(name: str, axes: Any, ndim: int) -> tuple[int, ...] | None:
+    if axes is None:
+        return None
+    if not isinstance(axes, Sequence) or len(axes) != ndim or {*axes} != {*range(ndim)}:
+        raise ValueError(
+            f"param('{name}'): 'torch_axes' should be None or the numbers 0 to {ndim - 1} in some order, not {axes!r}."
+        )
+    return tuple(axes)
+
+
+def _description(shape: Sequence[int | None], dtype: str, trainable: bool, decay: bool, axes: Any) -> str:
+    torch_axes = "" if axes is None else f", torch_axes={axes}"
+    return f"shape {tuple(shape)}, dtype {dtype}, trainable={bool(trainable)}, decay={bool(decay)}{torch_axes}"
 
 
 def _same_kind(variable: SharedVariable, new_value: Variable) -> bool:
@@ -353,59 +400,6 @@ def _converted(value: Any, shape: Sequence[int | None], dtype: str) -> tuple[np.
     return converted, ""
 
 
-def _checksum(values: Mapping[str, np.ndarray], generators: str) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(values):
-        value = np.asarray(values[name])
-        digest.update(json.dumps([name, value.dtype.name, value.shape]).encode())
-        little_endian = np.asarray(value, dtype=value.dtype.newbyteorder("<"), order="C")
-        digest.update(little_endian.reshape(-1).view("uint8").data)
-    digest.update(generators.encode())
-    return digest.hexdigest()
-
-
 def _raise_if_any(where: str, problems: Sequence[str]) -> None:
     if problems:
         raise ValueError(f"{where}: nothing was changed, because " + "; ".join(problems) + ".")
-
-
-def _flush_directory(directory: Path) -> None:
-    # A rename is on the disk only when its directory is.
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """All arrays and the metadata of a safetensors file."""
-    try:
-        with safetensors.safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (safetensors.SafetensorError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"load('{path}'): not a whole safetensors file ({error}); it was cut short, or something else wrote it. "
-            "Nothing was changed."
-        ) from error
-
-
-def _generators_from(text: str, problems: list[str]) -> dict[str, np.random.Generator]:
-    """Generators from the JSON that ``save`` wrote."""
-    generators = {}
-    try:
-        for name, state in json.loads(text).items():
-            if state["bit_generator"] not in _BIT_GENERATORS:
-                raise ValueError(f"no bit generator {state['bit_generator']}")
-            bit_generator = getattr(np.random, state["bit_generator"])()
-            bit_generator.state = _with_arrays(state)
-            generators[name] = np.random.Generator(bit_generator)
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        problems.append(f"the generators' states cannot be read ({error})")
-    return generators
-
-
-def _with_arrays(state: Any) -> Any:
-    if isinstance(state, dict):
-        return {key: _with_arrays(value) for key, value in state.items()}
-    return np.array(state, dtype="uint64") if isinstance(state, list) else state

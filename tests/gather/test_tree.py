@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from theano_mgpu.gather.device import all_reduce
-from theano_mgpu.gather.tree import TreeSum, added, tree_sum
+from theano_mgpu.gather.tree import TreeSum, tree_sum
 from theano_mgpu.mirror import AXIS, mesh_of
 
 counts = st.integers(1, 70)
@@ -31,43 +31,65 @@ def test_neighbours_are_added_first(count, order):
     assert tree_sum(list(map(str, range(count))), pair) == order
 
 
+def streamed(leaves: dict[int, list[str]], add=pair) -> TreeSum:
+    """The leaves of each place, one by one."""
+    total = TreeSum(add)
+    pairs = [(place, leaf) for place, of_place in sorted(leaves.items()) for leaf in of_place]
+    for i, (place, leaf) in enumerate(pairs):
+        total.push(place, leaf, following=pairs[i + 1][0] if i + 1 < len(pairs) else place + 1)
+    return total
+
+
 @given(counts)
 def test_leaves_that_come_one_by_one_are_added_in_the_same_order(count):
     leaves = [str(i) for i in range(count)]
-    streamed = TreeSum(pair)
-    for leaf in leaves:
-        streamed.push(leaf)
-    assert streamed.result() == tree_sum(leaves, pair)
+    assert streamed({i: [leaf] for i, leaf in enumerate(leaves)}).result() == tree_sum(leaves, pair)
+
+
+def with_nothing(left: str | None, right: str | None) -> str | None:
+    return pair(left, right) if left and right else left or right
+
+
+@given(st.sets(st.integers(0, 40), min_size=1))
+def test_a_place_without_a_leaf_counts_as_nothing(places):
+    full = [str(i) if i in places else None for i in range(max(places) + 1)]
+    assert streamed({i: [str(i)] for i in places}).result() == tree_sum(full, with_nothing)
+
+
+@given(counts, st.data())
+def test_two_leaves_of_one_place_are_added_first(count, data):
+    twice = data.draw(st.integers(0, count - 1))
+    leaves = {i: ["a", "b"] if i == twice else [str(i)] for i in range(count)}
+    expected = [pair("a", "b") if i == twice else str(i) for i in range(count)]
+    assert streamed(leaves).result() == tree_sum(expected, pair)
 
 
 @given(counts)
 def test_one_partial_sum_is_held_for_each_level(count):
     held = TreeSum(pair)
     for i in range(count):
-        held.push(str(i))
-        assert len(held._partial) <= math.floor(math.log2(i + 1)) + 1
+        held.push(i, str(i), following=i + 1)
+        assert len(held._branches) == (i + 1).bit_count()
 
 
-@given(counts, st.data())
-def test_a_power_of_two_of_devices_adds_whole_branches(count, data):
-    """So the sum of the devices' own sums is the whole tree's: the bits do not depend on their number."""
-    per_device = 2 ** data.draw(st.integers(0, 4))
-    leaves = [str(i) for i in range(count)]
-    branches = [tree_sum(leaves[i : i + per_device], pair) for i in range(0, count, per_device)]
-    assert tree_sum(branches, pair) == tree_sum(leaves, pair)
+@given(st.integers(0, 6), st.integers(0, 6), st.sets(st.integers(0, 63)))
+def test_any_power_of_two_of_devices_adds_the_same_tree(shards, devices, missing):
+    """Each its branch, then the branches: the bits do not depend on their number, shards may be missing."""
+    shards, devices = 2**shards, 2**devices
+    leaves = [None if i in missing else str(i) for i in range(shards)]
+    places = -(-shards // devices)
+    own = [leaves[d * places : (d + 1) * places] for d in range(devices)]
+    branches = [
+        streamed({i: [leaf] for i, leaf in enumerate(branch) if leaf}).result() if any(branch) else None
+        for branch in own
+    ]
+    assert tree_sum(branches, with_nothing) == tree_sum(leaves, with_nothing)
 
 
 @given(numbers)
 def test_the_sum_is_a_sum(values):
     total = tree_sum([np.float64(v) for v in values], np.add)
     assert total == pytest.approx(math.fsum(values), rel=1e-12, abs=1e-6)
-
-
-def test_arrays_are_added_one_by_one():
-    left, right = [np.arange(3.0, dtype="float32"), np.ones((2, 2), "float32")], [np.ones(3, "float32")] * 2
-    right[1] = np.full((2, 2), 2, "float32")
-    for result, a, b in zip(added(left, right), left, right, strict=True):
-        np.testing.assert_array_equal(np.asarray(result), a + b)
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3, 4, 6, 8])

@@ -14,6 +14,7 @@ from pytensor.tensor.random.type import RandomType
 from theano_mgpu.cut import Cut
 from theano_mgpu.drawing.sizes import shapes_at_the_cut
 from theano_mgpu.drawing.work import Work, work
+from theano_mgpu.resident_data import ResidentData
 
 __all__ = ["Group", "Running", "Summary", "listed", "plural", "size", "summarise", "typed"]
 
@@ -72,13 +73,13 @@ class Summary:
     whole_on_devices: bool
     whole_in_update: bool
     mirrored: Group  # shared variables on every device
+    resident: Group  # data that stays on the devices, a part on each
     kept: Group  # shared variables that only the update reads or writes
     generators: tuple[str, ...]
     device: Work
     host: Work
     update_reads_shared: bool
-    averages: Group
-    totals: Group
+    reductions: dict[str, Group]  # by their kind: average, total, ...
     gradients: tuple[str, ...]  # what the averages named as gradients are derivatives by
     statistics: tuple[str, ...]  # the other averages and totals
     updated: Group
@@ -95,12 +96,12 @@ class Summary:
 
     @property
     def gathered(self) -> Group:
-        return _together(self.averages, self.totals)
+        return _together(*self.reductions.values())
 
     @property
     def gathered_lines(self) -> tuple[str, ...]:
         """What crosses the cut: how many, how large, which."""
-        counts = [plural(len(g), noun) for g, noun in ((self.averages, "average"), (self.totals, "total")) if g]
+        counts = [plural(len(group), kind) for kind, group in self.reductions.items()]
         lines = [" and ".join(counts) + " from each shard", self.gathered.amount]
         if self.gradients:
             lines.append(f"{plural(len(self.gradients), 'gradient')}: by {listed(self.gradients)}")
@@ -109,19 +110,21 @@ class Summary:
         return tuple(lines)
 
 
+_KINDS = ("average", "total", "maximum", "minimum")
+
+
 def summarise(cut: Cut, running: Running | None = None) -> Summary:
     running = running or Running()
     tensors = [v for v in cut.device.shared if not isinstance(v.type, RandomType)]
     everything = (*cut.device.shared, *cut.host.shared, *cut.generators)
-    mirrored = _in_order(tensors, cut.updated)
+    mirrored = _in_order([v for v in tensors if not isinstance(v, ResidentData)], cut.updated)
     kept = [v for v in dict.fromkeys((*cut.updated, *_in_order(cut.host.shared, cut.updated))) if v not in tensors]
     labels = running.outputs or tuple(_output_label(cut, i) for i in range(len(cut.outputs)))
     names = _reduction_names(cut, labels)
     shapes = shapes_at_the_cut(cut)
-    parts: dict[bool, list[int]] = {True: [], False: []}
-    for i in names:
-        parts[cut.reductions[i].weighted].append(i)
-    groups = {kind: _travelling(cut, indices, names, shapes) for kind, indices in parts.items()}
+    parts: dict[str, list[int]] = {}
+    for i in sorted(names, key=lambda i: _KINDS.index(cut.reductions[i].kind)):
+        parts.setdefault(cut.reductions[i].kind, []).append(i)
     gradients = {i: match[1] for i, name in names.items() if (match := re.fullmatch(r"d.+?/d(.+)", name))}
     return Summary(
         running=running,
@@ -130,13 +133,13 @@ def summarise(cut: Cut, running: Running | None = None) -> Summary:
         whole_on_devices=any(v in cut.device.inputs for v in cut.whole),
         whole_in_update=any(v in cut.host.inputs for v in cut.whole),
         mirrored=_shared(mirrored),
+        resident=_shared([v for v in tensors if isinstance(v, ResidentData)]),
         kept=_shared([v for v in kept if not isinstance(v.type, RandomType)]),
         generators=tuple(_name(v) for v in dict.fromkeys(everything) if isinstance(v.type, RandomType)),
         device=work(cut.device),
         host=work(cut.host),
         update_reads_shared=bool(cut.host.shared),
-        averages=groups[True],
-        totals=groups[False],
+        reductions={kind: _travelling(cut, indices, names, shapes) for kind, indices in parts.items()},
         gradients=tuple(gradients.values()),
         statistics=tuple(name for i, name in names.items() if i not in gradients),
         updated=_shared(cut.updated),
@@ -175,12 +178,12 @@ def _travelling(
     return Group(tuple(names[i] for i in indices), numbers, total, unknown)
 
 
-def _together(first: Group, second: Group) -> Group:
+def _together(*groups: Group) -> Group:
     return Group(
-        first.names + second.names,
-        first.numbers + second.numbers,
-        first.bytes + second.bytes,
-        first.unknown + second.unknown,
+        tuple(name for group in groups for name in group.names),
+        sum(group.numbers for group in groups),
+        sum(group.bytes for group in groups),
+        sum(group.unknown for group in groups),
     )
 
 

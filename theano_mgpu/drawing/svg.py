@@ -49,6 +49,9 @@ _LANES_TOP, _LANES_HEIGHT = 226, 200
 _RULE_TOP = 414
 _BARS = _Place(_DEVICES.x + 96, 0, _DEVICES.width - 120, 1)
 
+# In the circle where shards come together, by the first kind of what is gathered.
+_SIGNS = {"average": "mean", "total": "sum", "maximum": "max", "minimum": "min"}
+
 
 def draw(cut: Cut, path: str | os.PathLike[str], running: Running) -> str | os.PathLike[str]:
     """Write the cut as an SVG picture to ``path``, which is also what it returns.
@@ -175,7 +178,7 @@ def _draw_batch(picture: Picture, summary: Summary, lanes: list[tuple[int | None
         if device is None:
             picture.text(_BATCH.x + _BATCH.width / 2, lane.middle + 5, "···", 60, 16, "muted strong", "middle")
             continue
-        shards = list(range(device, running.shards, len(running.contexts)))
+        shards = list(range(running.shards))[device * running.rounds : (device + 1) * running.rounds]
         shown = shards if len(shards) <= _MOST_TURNS else shards[: _MOST_TURNS - 1]
         slots = len(shown) + (len(shards) > len(shown))
         pitch = _BATCH.width / max(slots, 1)
@@ -208,7 +211,7 @@ def _draw_update(picture: Picture, summary: Summary, lanes: list[tuple[int | Non
             if device is not None:
                 picture.curve(lane.right, lane.middle, centre - radius, middle, "update")
         picture.circle(centre, middle, radius, "node")
-        picture.text(centre, middle + 5, "mean" if summary.averages else "sum", 2 * radius - 4, 15, "on", "middle")
+        picture.text(centre, middle + 5, _SIGNS[next(iter(summary.reductions))], 2 * radius - 4, 15, "on", "middle")
         text_x = centre + radius + 14
         picture.text(text_x, middle - 56, "all-reduce" if on_device else "gather", 200, 14, "strong")
         picture.paragraph(text_x, middle - 35, summary.gathered_lines, _UPDATE.right - 10 - text_x, 12)
@@ -243,7 +246,7 @@ def _draw_whole(picture: Picture, summary: Summary) -> None:
 
 
 def _draw_shared(picture: Picture, summary: Summary) -> None:
-    if not (summary.mirrored or summary.kept or summary.generators):
+    if not (summary.mirrored or summary.resident or summary.kept or summary.generators):
         return
     picture.rectangle(*_SHARED, "memory")
     x, width = _SHARED.x + 18, _SHARED.width - 36
@@ -257,9 +260,11 @@ def _draw_shared(picture: Picture, summary: Summary) -> None:
         picture.text(left, _SHARED.y + 51, f"{len(group):,} {label}", column - 14, 13, "strong")
         picture.text(left, _SHARED.y + 70, group.amount, column - 14, 12)
         picture.paragraph(left, _SHARED.y + 89, [listed(group.names)], column - 14, 12, "mono muted")
-    if summary.generators:
-        generators = f"random generators, a key for each shard: {listed(summary.generators)}"
-        picture.text(x, _SHARED.y + 125, generators, width, 12, "muted")
+    notes = [f"random generators, a key for each shard: {listed(summary.generators)}"] if summary.generators else []
+    if summary.resident:
+        notes.append(f"resident on the devices, a part on each: {listed(summary.resident.names)}")
+    if notes:
+        picture.text(x, _SHARED.y + 125, "; ".join(notes), width, 12, "muted")
     if summary.mirrored or summary.generators:
         arrow = _DEVICES.x + 116
         picture.path(f"M{arrow:g} {_SHARED.y}V{_DEVICES.bottom + 9:g}", "batch", 3)

@@ -98,7 +98,8 @@ def _input_rows(summary: Summary) -> list[Row]:
 
 def _shared_rows(summary: Summary) -> list[Row]:
     rows: list[Row] = []
-    for label, group in (("mirrored", summary.mirrored), (summary.kept_where, summary.kept)):
+    groups = [("mirrored", summary.mirrored), ("resident", summary.resident), (summary.kept_where, summary.kept)]
+    for label, group in groups:
         if group:
             rows += _labelled(label, [plural(len(group), "variable"), group.amount, listed(group.names)])
     rows += _labelled("random", [f"{name}, a key for each shard" for name in summary.generators])

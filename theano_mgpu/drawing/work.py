@@ -14,7 +14,7 @@ from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
 from pytensor.tensor.shape import Reshape, Shape, Shape_i, SpecifyShape
 from pytensor.tensor.subtensor import Subtensor
 
-from theano_mgpu.averages import Average, LossScale, ShardWeight, Total
+from theano_mgpu.averages import LossScale, ShardReduction, ShardWeight
 from theano_mgpu.cut import Program
 
 __all__ = ["Operation", "Work", "sampled", "work"]
@@ -117,8 +117,8 @@ def sampled(order: tuple[tuple[int, bool], ...], most: int) -> list[tuple[int, b
 def _kind(op: Any) -> tuple[str, str]:
     op = getattr(op, "core_op", op)  # what a Blockwise repeats
     name = type(op).__name__
-    if isinstance(op, (Average, Total)):
-        return "collective", Total.__name__ if isinstance(op, Total) else Average.__name__
+    if isinstance(op, ShardReduction):
+        return "collective", name
     if isinstance(op, _VIEWS):
         return "view", name
     if isinstance(op, Elemwise):

@@ -1,14 +1,12 @@
-"""The fixed binary tree in which shards are summed: the same order, and so the same bits, on any number of devices."""
+"""The fixed binary tree in which shards are combined: the same order, so the same bits, on any number of devices."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import jax
-import jax.numpy as jnp
-
-__all__ = ["TreeSum", "added", "tree_sum"]
+__all__ = ["TreeSum", "tree_sum"]
 
 T = TypeVar("T")
 
@@ -23,28 +21,47 @@ def tree_sum(leaves: Sequence[T], add: Callable[[T, T], T]) -> T:
 
 
 class TreeSum(Generic[T]):
-    """``tree_sum`` of leaves that come one by one, holding one partial sum a level: a binary counter's carries."""
+    """``tree_sum`` of leaves that come one by one, holding at most one partial sum a level.
+
+    Leaves come in the order of their places. Several may have one place; a place that has none counts as nothing.
+    """
 
     def __init__(self, add: Callable[[T, T], T]) -> None:
         self._add = add
-        self._partial: list[tuple[int, T]] = []  # (leaves below, sum), largest first
+        self._branches: list[_Branch[T]] = []  # from left to right
 
-    def push(self, leaf: T) -> None:
-        count = 1
-        while self._partial and self._partial[-1][0] == count:
-            _, left = self._partial.pop()
-            leaf, count = self._add(left, leaf), 2 * count
-        self._partial.append((count, leaf))
+    def push(self, place: int, leaf: T, following: int) -> None:
+        """``following`` is the place of the next leaf; after the last one any place will do."""
+        if self._branches and self._branches[-1].first == place:
+            leaf = self._add(self._branches.pop().value, leaf)
+        self._branches.append(_Branch(place, 1, leaf))
+        self._close_before(following)
 
     def result(self) -> T:
-        sums = [value for _, value in self._partial]
-        right = sums.pop()
-        while sums:
-            right = self._add(sums.pop(), right)
+        values = [branch.value for branch in self._branches]
+        right = values.pop()
+        while values:
+            right = self._add(values.pop(), right)
         return right
 
+    def _close_before(self, place: int) -> None:
+        """Take up the tree what no leaf of ``place`` or after it can join."""
+        while self._branches and self._branches[-1].parent_end <= place:
+            branch = self._branches.pop()
+            value, first = branch.value, branch.parent_end - 2 * branch.places
+            if self._branches and self._branches[-1].first >= first:
+                value = self._add(self._branches.pop().value, value)
+            self._branches.append(_Branch(first, 2 * branch.places, value))
 
-@jax.jit
-def added(left: list[jax.Array], right: list[jax.Array]) -> list[jax.Array]:
-    """Two shards' arrays, or two partial sums, added one by one."""
-    return jax.tree.map(jnp.add, left, right)
+
+@dataclass(frozen=True)
+class _Branch(Generic[T]):
+    """The sum of the leaves in ``places`` places from ``first`` on."""
+
+    first: int
+    places: int
+    value: T
+
+    @property
+    def parent_end(self) -> int:
+        return (self.first // (2 * self.places) + 1) * 2 * self.places

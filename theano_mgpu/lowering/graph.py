@@ -30,12 +30,14 @@ from pytensor.tensor.random.type import RandomType
 from pytensor.tensor.shape import Shape, Shape_i
 from pytensor.tensor.type import TensorType
 
-from theano_mgpu.averages import Average, GradientAverage, LossScale, ShardReduction, ShardWeight
+from theano_mgpu.averages import GradientAverage, LossScale, ShardReduction, ShardWeight
 from theano_mgpu.compatibility import WRITES_INTO_FIRST_INPUT, mutable_copy
 from theano_mgpu.cut import Program
 from theano_mgpu.errors import UnsupportedGraphError
 from theano_mgpu.lowering.dispatch import jax_funcify, lowers, no_checks, require
+from theano_mgpu.lowering.look_ups import is_look_up, looked_up, whole
 from theano_mgpu.lowering.precision import FLOAT32, Precision
+from theano_mgpu.pieces import Pieces
 
 __all__ = ["Lowered", "Shard", "lower"]
 
@@ -65,12 +67,15 @@ class Shard:
     """What a shard knows of itself while its part is traced."""
 
     weight: Any  # its number of examples over the batch's
-    reduce: Callable[[Any], Any]  # the weighted sum over all shards
+    reduce: Callable[[str, Any], Any]  # a kind of reduction and the shard's part to what all shards give
     loss_scale: Any = None  # float32, where the precision has one
 
-    def weight_in(self, of_gradient: bool) -> Any:
-        """What its values are multiplied by in an average: gradients have the loss scale taken out too."""
-        return self.weight / self.loss_scale if of_gradient and self.loss_scale is not None else self.weight
+    def part(self, kind: str, value: Any, of_gradient: bool) -> Any:
+        """The shard's part in a reduction: of an average weighted, of a gradient with the loss scale taken out."""
+        if kind != "average":
+            return value
+        weight = self.weight / self.loss_scale if of_gradient and self.loss_scale is not None else self.weight
+        return value * weight.astype(value.dtype)
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,10 @@ class Lowered:
         return any(isinstance(node.op, ShardReduction) for node in self.graph.apply_nodes)
 
     def trace(self, arguments: Sequence[Any], shard: Shard | None = None) -> list[Any]:
-        """The outputs for ``arguments``: inputs, shared variables, constants; random generators as keys, uint32[2]."""
+        """The outputs for ``arguments``: inputs, shared variables, constants.
+
+        Random generators are keys, uint32[2]; resident data is pieces.
+        """
         values = _walk(self.graph, arguments, _Walk(shard, self.precision), outputs_in_full=True)
         return [FLOAT32.settled(value, variable) for value, variable in zip(values, self.graph.outputs, strict=True)]
 
@@ -143,7 +151,7 @@ def _walk(graph: FunctionGraph, arguments: Sequence[Any], walk: _Walk, *, output
         outputs = _compute(node, inputs, walk)
         for variable, value in zip(node.outputs, outputs, strict=True):
             values[variable] = value
-    return [v.data if isinstance(v, Constant) else values[v] for v in graph.outputs]
+    return [v.data if isinstance(v, Constant) else whole(values[v]) for v in graph.outputs]
 
 
 def _is_bare_key(variable: Variable, argument: Any) -> bool:
@@ -161,18 +169,21 @@ def _compute(node: Apply, inputs: list[Any], walk: _Walk) -> Sequence[Any]:
     if isinstance(op, LossScale):
         return [np.float32(1) if walk.shard is None or walk.shard.loss_scale is None else walk.shard.loss_scale]
     if isinstance(op, ShardReduction):
-        return [_reduce_below_the_cut(op, node, walk.precision.settled(inputs[0], node.inputs[0]), walk.shard)]
+        value = walk.precision.settled(whole(inputs[0]), node.inputs[0])
+        return [_reduce_below_the_cut(op, node, value, walk.shard)]
     if isinstance(op, CheckAndRaise):
         return [_check(op, node, inputs)]
     if all(map(_is_known, inputs)) and _is_small(node, inputs) and not _draws(node):
         return _perform(node, inputs)
     if isinstance(op, OpFromGraph) and jax_funcify.dispatch(type(op)) is jax_funcify.dispatch(OpFromGraph):
         return _walk(_inner_graph(op, walk.precision), inputs, walk, outputs_in_full=False)
-    return _lowered(node, inputs, walk)
+    if is_look_up(node, inputs):
+        return [looked_up(node, inputs)]
+    return _lowered(node, [whole(value) for value in inputs], walk)
 
 
 def _is_known(value: Any) -> bool:
-    return not isinstance(value, (jax.Array, dict))
+    return not isinstance(value, (jax.Array, Pieces, dict))
 
 
 def _is_small(node: Apply, inputs: Sequence[Any]) -> bool:
@@ -203,8 +214,7 @@ def _perform(node: Apply, inputs: Sequence[Any]) -> list[Any]:
 def _reduce_below_the_cut(op: ShardReduction, node: Apply, value: Any, shard: Shard | None) -> Any:
     if shard is None:
         raise UnsupportedGraphError(f"{_described(node)} stands where there are no shards: inside a loop.")
-    weight = shard.weight_in(isinstance(op, GradientAverage))
-    return shard.reduce(value * weight.astype(value.dtype) if isinstance(op, Average) else value)
+    return shard.reduce(op.kind, shard.part(op.kind, value, isinstance(op, GradientAverage)))
 
 
 def _check(op: CheckAndRaise, node: Apply, inputs: Sequence[Any]) -> Any:
