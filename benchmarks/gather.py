@@ -50,9 +50,9 @@ class Gather:
     def __call__(self) -> None:
         step, turns = self.step, self._turns
         with jax.enable_x64(True):
-            leaves, _ = step._gather(turns, self._results)
-            updated = step._apply(leaves, self._batch)
-            step._commit(updated, step._new_values(turns, updated, self._batch))
+            rows, _ = step._gather(turns, self._results)
+            updated = step._apply(rows, self._batch)
+            step._commit(step._new_values(turns, rows, updated, self._batch))
 
 
 class Copy:

@@ -14,6 +14,7 @@ from pytensor.gradient import disconnected_grad
 import theano_mgpu as tm
 from theano_mgpu.averages import LossScale as ScaleOp
 from theano_mgpu.loss_scale import LossScale
+from theano_mgpu.mirror import on_every, placed
 
 BOTH = pytest.mark.parametrize("update_on", ["host", "device"])
 X = np.random.default_rng(0).standard_normal((8, 3)).astype("float32")
@@ -55,6 +56,17 @@ def test_a_scale_is_halved_down_to_one_and_doubled_after_good_steps(monkeypatch)
     assert scale.value == LossScale.largest
 
 
+@pytest.mark.parametrize("devices", [0, 1, 2])
+def test_one_infinity_among_many_numbers_is_found(eight, devices):
+    """In numpy arrays, on the host's device, on several."""
+    for bad in (None, 70000):
+        values = [np.ones(100_000, "float32"), np.arange(5)]
+        if bad is not None:
+            values[0][bad] = np.inf
+        arrays = placed(values, on_every(eight[:devices])) if devices else values
+        assert LossScale().excuses([arrays], values_are_finite=True) == (bad is not None)
+
+
 # In a step
 
 
@@ -87,6 +99,14 @@ def test_an_overflow_is_seen_in_the_gradient_where_the_rule_hides_it(eight, upda
     step.loss_scale = LARGE
     step(X)
     assert (step.skipped, states(weight)) == (1, before)
+
+
+def test_a_rule_that_overflows_halves_the_scale_too(eight):
+    """As PyTorch's would not: here the new values are looked at anyway."""
+    step, weight = regression(rule=lambda g: g * np.float32(1e38) * np.float32(1e38), contexts=eight[:1])
+    before = states(weight)
+    step(X)
+    assert (step.skipped, step.loss_scale, states(weight)) == (1, 2**14, before)
 
 
 def test_the_scale_grows_after_good_steps_and_nothing_is_compiled_again(eight, monkeypatch):
