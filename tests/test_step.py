@@ -83,6 +83,21 @@ def test_bits_depend_on_the_shards_and_not_on_the_devices(eight, shards):
     assert len(found) == 1
 
 
+@BOTH
+def test_zeros_of_either_sign_have_the_same_bits_on_any_number_of_devices(eight, update_on):
+    """A gradient of -0.0 alone: XLA's own sum of those is 0.0 between devices, and -0.0 on one."""
+    found = set()
+    for devices in (1, 2, 4):
+        weight = pytensor.shared(np.zeros(3, "float32"), name="weight")
+        x = pt.matrix("x", dtype="float32")
+        step = tm.function(
+            [x], updates={weight: tm.average(x.mean(0))}, contexts=eight[:devices], shards=4, update_on=update_on
+        )
+        step(np.full((8, 3), -0.0, "float32"))
+        found.add(states(weight)[0])
+    assert len(found) == 1
+
+
 def test_float64_and_float32_graphs_run_side_by_side(eight):
     """Each in its own precision, alternating in one process."""
     steps = {}

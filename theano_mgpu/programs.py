@@ -219,8 +219,14 @@ class DeviceProgram:
 
 
 def _own(kind: str, value: Any, weight: Any) -> Any:
-    """A device that only repeats a shard contributes nothing."""
-    return jnp.where(weight > 0, value, combination(kind).nothing_like(value))
+    """What a shard contributes: nothing where a device only repeats it.
+
+    For -0.0 it gives 0.0: XLA begins sums between devices with 0.0, so that of -0.0 alone they would be 0.0, on one
+    device -0.0.
+    """
+    how = combination(kind)
+    contributes = (weight > 0) & (value != 0) if how.combine is jnp.add else weight > 0
+    return jnp.where(contributes, value, how.nothing_like(value))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -92,17 +93,42 @@ def test_the_sum_is_a_sum(values):
     assert total == pytest.approx(math.fsum(values), rel=1e-12, abs=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int32", "bool"])
+@pytest.mark.parametrize("shape", [(), (50,), (3, 20_001)])
 @pytest.mark.parametrize("devices", [1, 2, 3, 4, 6, 8])
-def test_devices_add_in_the_order_of_the_tree(eight, devices):
-    """To the bit, on every one of them; float32 of very different sizes shows any other order."""
+def test_devices_add_in_the_order_of_the_tree(eight, devices, shape, dtype):
+    """To the bit, on every one of them; floats of very different sizes show any other order."""
+    if dtype == "float16" and devices & (devices - 1):
+        pytest.skip("one fused sum of float16 is rounded once")
     rng = np.random.default_rng(devices)
-    values = (rng.standard_normal((devices, 50)) * 10.0 ** rng.integers(-4, 5, (devices, 50))).astype("float32")
+    size = (devices, *shape)
+    values = (rng.standard_normal(size) * 10.0 ** rng.integers(-4, 4, size)).astype(dtype)
     contexts = eight[:devices]
     mesh, each = mesh_of(contexts), PartitionSpec(AXIS)
     reduce = jax.shard_map(
         lambda row: all_reduce(row, devices, AXIS), mesh=mesh, in_specs=each, out_specs=each, check_vma=False
     )
-    found = jax.jit(reduce)(jax.device_put(values, NamedSharding(mesh, each)))
-    expected = tree_sum(list(values), np.add)
+    with jax.enable_x64(True):
+        found = jax.jit(reduce)(jax.device_put(values, NamedSharding(mesh, each)))
+    expected = np.asarray(tree_sum(list(values), np.add))
     for shard in found.addressable_shards:
         assert np.asarray(shard.data)[0].tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("devices", [2, 3, 8])
+@pytest.mark.parametrize("combine", [np.maximum, np.minimum])
+def test_devices_find_extremes_and_nan(eight, devices, combine):
+    values = np.random.default_rng(devices).standard_normal((devices, 50)).astype("float32")
+    values[devices - 1, 3] = np.nan
+    mesh, each = mesh_of(eight[:devices]), PartitionSpec(AXIS)
+    on_devices = {np.maximum: jnp.maximum, np.minimum: jnp.minimum}[combine]
+    reduce = jax.shard_map(
+        lambda row: all_reduce(row, devices, AXIS, on_devices),
+        mesh=mesh,
+        in_specs=each,
+        out_specs=each,
+        check_vma=False,
+    )
+    found = np.asarray(jax.jit(reduce)(jax.device_put(values, NamedSharding(mesh, each))))
+    for row in found:
+        np.testing.assert_array_equal(row, combine.reduce(values))

@@ -15,7 +15,7 @@ __all__ = ["Combination", "combination", "combined"]
 
 @dataclass(frozen=True)
 class Combination:
-    """``combine(value, nothing)`` is the value, to the bit."""
+    """``combine(value, nothing)`` is the value, to the bit; -0.0 is none of the values that are summed."""
 
     combine: Callable[[Any, Any], Any]
     nothing: Callable[[Any], Any]  # for a dtype
@@ -35,11 +35,6 @@ def combined(kinds: Sequence[str], left: Sequence[jax.Array], right: Sequence[ja
     return [combination(kind).combine(a, b) for kind, a, b in zip(kinds, left, right, strict=True)]
 
 
-def _zero(dtype: Any) -> Any:
-    # -0.0 + -0.0 is -0.0, but 0.0 + -0.0 is 0.0.
-    return -0.0 if jnp.issubdtype(dtype, jnp.inexact) else 0
-
-
 def _lowest(dtype: Any) -> Any:
     return -jnp.inf if jnp.issubdtype(dtype, jnp.floating) else _limits(dtype)[0]
 
@@ -52,7 +47,7 @@ def _limits(dtype: Any) -> tuple[Any, Any]:
     return (False, True) if jnp.issubdtype(dtype, jnp.bool_) else (jnp.iinfo(dtype).min, jnp.iinfo(dtype).max)
 
 
-_SUM = Combination(jnp.add, _zero)
+_SUM = Combination(jnp.add, lambda dtype: 0)
 _COMBINATIONS = {
     "average": _SUM,
     "total": _SUM,

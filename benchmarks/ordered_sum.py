@@ -1,0 +1,69 @@
+"""The sum over devices in the fixed tree, against ``psum`` in any order: milliseconds, of the numbers of ResNet-50.
+
+In vectors of 4 MB, as a step has its gradients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec
+from machine import print_line
+
+import theano_mgpu as tm
+from theano_mgpu.gather.device import all_reduce
+from theano_mgpu.mirror import AXIS, mesh_of, on_each
+
+PARAMETERS = 25_557_032
+VECTOR = 2**20
+
+
+def summing(contexts: tm.Contexts, add_up: Callable[[Any], Any]) -> Callable[[list[jax.Array]], Any]:
+    mesh = mesh_of(contexts)
+    mapped = jax.shard_map(
+        lambda rows: [add_up(row) for row in rows],
+        mesh=mesh,
+        in_specs=PartitionSpec(AXIS),
+        out_specs=PartitionSpec(AXIS),
+        check_vma=False,
+    )
+    return jax.jit(mapped)
+
+
+def main(arguments: argparse.Namespace) -> None:
+    everything = tm.contexts("cuda" if arguments.cuda else "cpu:8")
+    numbers = [n for n in (2, 4, 8) if n <= len(everything)]
+    results = {}
+    for n in numbers:
+        contexts = everything[:n]
+        row = np.random.default_rng(0).standard_normal((n, VECTOR), dtype="float32")
+        rows = [jax.device_put(row, on_each(contexts)) for _ in range(-(-PARAMETERS // VECTOR))]
+        ways = {
+            "ordered": summing(contexts, lambda value, n=n: all_reduce(value, n, AXIS)),
+            "unordered": summing(contexts, lambda value: lax.psum(value, AXIS)),
+        }
+        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        for turn in range(arguments.repeats + 1):  # alternating
+            for way, run in ways.items():
+                begun = time.perf_counter()
+                jax.block_until_ready(run(rows))
+                if turn:
+                    seconds[way].append(time.perf_counter() - begun)
+        pairs = [a / b for a, b in zip(seconds["ordered"], seconds["unordered"], strict=True)]
+        results[n] = {way: round(1e3 * statistics.median(found), 1) for way, found in seconds.items()}
+        results[n]["ratio"] = round(statistics.median(pairs), 3)
+    print_line(benchmark="ordered_sum", **vars(arguments), milliseconds=results)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--cuda", action="store_true", help="GPUs instead of simulated devices")
+    main(parser.parse_args())
