@@ -21,6 +21,8 @@ ROOMS = [
     "host_memory",
     "devices",
     "averages",
+    "regions",
+    "recomputation",
     "nn",
     "store",
     "vectors",
@@ -95,7 +97,9 @@ def test_imports_go_one_way(path):
         assert ROOMS.index(room(name)) <= ROOMS.index(own), f"{path.name} imports {name}, a later room"
 
 
-@pytest.mark.parametrize("name", ["cut", "averages", "store", "nn", "errors", "updates", "layers", "models"])
+@pytest.mark.parametrize(
+    "name", ["cut", "averages", "regions", "recomputation", "store", "nn", "errors", "updates", "layers", "models"]
+)
 def test_graphs_are_built_and_cut_without_jax(name):
     """In a fresh process; lowerings register themselves where jax is."""
     files = [p for p in MODULES if room_or_none(p) == name]

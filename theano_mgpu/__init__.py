@@ -5,6 +5,7 @@ from theano_mgpu.arguments import In
 from theano_mgpu.averages import average, grad, total
 from theano_mgpu.devices import Context, Contexts, contexts
 from theano_mgpu.errors import CutError, NonFiniteError, UnsupportedGraphError
+from theano_mgpu.regions import recompute
 from theano_mgpu.step import Step, function
 from theano_mgpu.store import ParameterStore
 
@@ -29,6 +30,7 @@ __all__ = [
     "lowering",
     "models",
     "nn",
+    "recompute",
     "schedules",
     "total",
     "updates",

@@ -16,11 +16,12 @@ from pytensor.tensor.subtensor import Subtensor
 
 from theano_mgpu.averages import Average, ShardWeight, Total
 from theano_mgpu.cut import Program
+from theano_mgpu.regions import Mark
 
 __all__ = ["Operation", "Work", "sampled", "work"]
 
 _VIEWS = (
-    *(Alloc, DimShuffle, MakeVector, Reshape, ScalarFromTensor, Shape, Shape_i),
+    *(Alloc, DimShuffle, MakeVector, Mark, Reshape, ScalarFromTensor, Shape, Shape_i),
     *(ShardWeight, SpecifyShape, Subtensor, TensorFromScalar),
 )
 

@@ -36,6 +36,7 @@ from theano_mgpu.cut import Program
 from theano_mgpu.errors import UnsupportedGraphError
 from theano_mgpu.lowering.dispatch import jax_funcify, lowers, no_checks, require
 from theano_mgpu.lowering.precision import FLOAT32, Precision
+from theano_mgpu.recomputation import recomputed
 
 __all__ = ["Lowered", "Shard", "lower"]
 
@@ -88,7 +89,7 @@ class Lowered:
 
 def lower(program: Program, precision: Precision = FLOAT32) -> Lowered:
     """Rewrite a program and refuse, by name, what cannot run on a device."""
-    graph = FunctionGraph([*program.inputs, *program.shared], list(program.outputs), clone=True)
+    graph = FunctionGraph([*program.inputs, *program.shared], recomputed(program.outputs), clone=True)
     # New nodes inherit their origins' traces; looking up the stack for each took a fifth of the time.
     with warnings.catch_warnings(), pytensor.config.change_flags(traceback__limit=0):
         warnings.simplefilter("ignore")
