@@ -21,6 +21,8 @@ ROOMS = [
     "host_memory",
     "devices",
     "averages",
+    "regions",
+    "recomputation",
     "nn",
     "weights",
     "store",
@@ -106,7 +108,8 @@ def test_imports_go_one_way(path):
 
 
 WITHOUT_JAX = [
-    *("cut", "averages", "weights", "store", "resident_data", "nn", "errors", "updates", "layers", "models", "lending")
+    *("cut", "averages", "regions", "recomputation", "weights", "store", "resident_data", "nn", "errors", "updates"),
+    *("layers", "models", "lending"),
 ]
 
 

@@ -6,6 +6,7 @@ from theano_mgpu.averages import average, grad, maximum, minimum, total
 from theano_mgpu.devices import Context, Contexts, contexts
 from theano_mgpu.errors import CutError, DeviceMemoryError, DivergenceError, NonFiniteError, UnsupportedGraphError
 from theano_mgpu.plan import Plan
+from theano_mgpu.regions import recompute
 from theano_mgpu.resident_data import resident
 from theano_mgpu.step import Step, function
 from theano_mgpu.store import ParameterStore
@@ -38,6 +39,7 @@ __all__ = [
     "minimum",
     "models",
     "nn",
+    "recompute",
     "resident",
     "schedules",
     "total",

@@ -16,12 +16,13 @@ from pytensor.tensor.subtensor import Subtensor
 
 from theano_mgpu.averages import LossScale, ShardReduction, ShardWeight
 from theano_mgpu.cut import Program
+from theano_mgpu.regions import Mark
 
 __all__ = ["Operation", "Work", "sampled", "work"]
 
 _VIEWS = (
-    *(Alloc, DimShuffle, MakeVector, Reshape, ScalarFromTensor, Shape, Shape_i),
-    *(LossScale, ShardWeight, SpecifyShape, Subtensor, TensorFromScalar),
+    *(Alloc, DimShuffle, LossScale, MakeVector, Mark, Reshape, ScalarFromTensor, Shape, Shape_i),
+    *(ShardWeight, SpecifyShape, Subtensor, TensorFromScalar),
 )
 
 

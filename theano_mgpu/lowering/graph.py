@@ -39,6 +39,7 @@ from theano_mgpu.lowering.dispatch import jax_funcify, lowers, no_checks, requir
 from theano_mgpu.lowering.look_ups import is_look_up, looked_up, whole
 from theano_mgpu.lowering.precision import FLOAT32, Precision
 from theano_mgpu.pieces import Pieces
+from theano_mgpu.recomputation import recomputed
 
 __all__ = ["Lowered", "Shard", "lower"]
 
@@ -122,7 +123,7 @@ class Lowered:
 
 def lower(program: Program, precision: Precision = FLOAT32) -> Lowered:
     """Rewrite a program and refuse, by name, what cannot run on a device."""
-    graph = FunctionGraph([*program.inputs, *program.shared], list(program.outputs), clone=True)
+    graph = FunctionGraph([*program.inputs, *program.shared], recomputed(program.outputs), clone=True)
     graph.has_loss_scale = precision.is_scaled
     # New nodes inherit their origins' traces; looking up the stack for each took a fifth of the time.
     with warnings.catch_warnings(), pytensor.config.change_flags(traceback__limit=0):

@@ -30,6 +30,7 @@ from theano_mgpu.averages import ShardReduction
 from theano_mgpu.nn.convolution import Conv2d, Conv2dFilterGradient, Conv2dInputGradient
 from theano_mgpu.nn.normalisation import BatchNorm, BatchNormGradient
 from theano_mgpu.nn.pooling import AveragePool2d, AveragePool2dGradient, MaxPool2d, MaxPool2dGradient, MaxPool2dPick
+from theano_mgpu.recomputation import After
 
 __all__ = ["FLOAT32", "Precision", "named_precision"]
 
@@ -45,6 +46,7 @@ _ELEMENTWISE = (
 )
 # Their lowerings take these operands in either width, compute in float32, and give the dtype of the first.
 _LIKE_FIRST: dict[type[Op], tuple[int, ...]] = {
+    After: (0,),
     BatchNorm: (0,),
     BatchNormGradient: (0, 4),
     MaxPool2d: (0,),

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.tensor.variable import TensorVariable
 
-from theano_mgpu import layers, nn
+from theano_mgpu import layers, nn, regions
 from theano_mgpu.init import he_normal
 from theano_mgpu.store import ParameterStore
 
@@ -37,6 +38,7 @@ def resnet(
     stem: Literal["imagenet", "cifar"] | None = None,
     sync: bool = False,
     zero_init_residual: bool = False,
+    recompute: bool = False,
 ) -> TensorVariable:
     """A residual network: images (examples, height, width, channels) to logits (examples, num_classes).
 
@@ -53,10 +55,12 @@ def resnet(
         sync: batch statistics over the whole batch, not over each shard by itself.
         zero_init_residual: begin with each block as its shortcut alone, its last scale at 0 instead of 1: learns faster
             at first (Goyal et al., "Accurate, large minibatch SGD", 2017, section 5.1).
+        recompute: compute each block's activations again in the backward pass (``tm.recompute``): less memory, more
+            time, the same gradients.
 
     Parameters have torchvision's names. Convolutions begin as ``he_normal(mode="fan_out")``.
-    Raises ValueError for another depth, stem, number of axes, channels, dtype or num_classes; TypeError if ``train`` is
-    not a bool.
+    Raises ValueError for another depth, stem, number of axes, channels, dtype or num_classes; TypeError if ``train`` or
+    ``recompute`` is not a bool.
     """
     if depth not in _IMAGENET and depth not in _CIFAR:
         raise ValueError(
@@ -69,6 +73,8 @@ def resnet(
         raise ValueError(f"resnet(): 'num_classes' should be a positive integer, not {num_classes!r}.")
     if not isinstance(train, bool):
         raise TypeError(f"resnet(): 'train' should be True or False, not {train!r}; build one graph for each.")
+    if not isinstance(recompute, bool):
+        raise TypeError(f"resnet(): 'recompute' should be True or False, not {recompute!r}.")
 
     build = _Builder(store, train, sync, 0.0 if zero_init_residual else 1.0)
     x = _normalised(images)
@@ -85,7 +91,9 @@ def resnet(
     for stage, blocks in enumerate((_IMAGENET | _CIFAR)[depth]):
         for index in range(blocks):
             stride = 2 if stage > 0 and index == 0 else 1
-            x = block(build, f"layer{stage + 1}.{index}", x, width * 2**stage, stride, shortcut)
+            name, filters = f"layer{stage + 1}.{index}", width * 2**stage
+            one_block = partial(block, build, name, width=filters, stride=stride, shortcut=shortcut)
+            x = regions.recompute(one_block)(x) if recompute else one_block(x)
     return layers.dense(store, "fc", nn.global_avg_pool2d(x), int(num_classes))
 
 
