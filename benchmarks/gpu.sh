@@ -162,6 +162,8 @@ say "| benchmark | figures |"
 say "|---|---|"
 plain_row "a call's own cost" benchmarks/call_overhead.py "${where[@]}"
 plain_row "8 shards on more and more devices" benchmarks/devices.py "${where[@]}"
+plain_row "batches of more and more shards" benchmarks/rounds.py "${where[@]}"
+plain_row "the ordered sum against psum" benchmarks/ordered_sum.py "${where[@]}"
 plain_row "host gather and update, simulated devices" benchmarks/gather.py
 say ""
 say "$failures row(s) failed."

@@ -21,7 +21,6 @@ import theano_mgpu as tm
 from theano_mgpu.gather.device import all_reduce
 from theano_mgpu.mirror import AXIS, mesh_of, on_each
 
-PARAMETERS = 25_557_032
 VECTOR = 2**20
 
 
@@ -44,7 +43,7 @@ def main(arguments: argparse.Namespace) -> None:
     for n in numbers:
         contexts = everything[:n]
         row = np.random.default_rng(0).standard_normal((n, VECTOR), dtype="float32")
-        rows = [jax.device_put(row, on_each(contexts)) for _ in range(-(-PARAMETERS // VECTOR))]
+        rows = [jax.device_put(row, on_each(contexts)) for _ in range(-(-arguments.numbers // VECTOR))]
         ways = {
             "ordered": summing(contexts, lambda value, n=n: all_reduce(value, n, AXIS)),
             "unordered": summing(contexts, lambda value: lax.psum(value, AXIS)),
@@ -59,11 +58,17 @@ def main(arguments: argparse.Namespace) -> None:
         pairs = [a / b for a, b in zip(seconds["ordered"], seconds["unordered"], strict=True)]
         results[n] = {way: round(1e3 * statistics.median(found), 1) for way, found in seconds.items()}
         results[n]["ratio"] = round(statistics.median(pairs), 3)
-    print_line(benchmark="ordered_sum", **vars(arguments), milliseconds=results)
+    ratios = {f"ratio_{n}": found.pop("ratio") for n, found in results.items()}
+    print_line(benchmark="ordered_sum", **vars(arguments), **ratios, milliseconds=results)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--numbers", type=int, default=25_557_032, help="ResNet-50's parameters")
     parser.add_argument("--cuda", action="store_true", help="GPUs instead of simulated devices")
-    main(parser.parse_args())
+    parser.add_argument("--smoke", action="store_true", help="small and quick: does it run at all?")
+    arguments = parser.parse_args()
+    if arguments.smoke:
+        arguments.numbers, arguments.repeats = 10**6, 2
+    main(arguments)

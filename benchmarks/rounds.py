@@ -57,6 +57,7 @@ def main(arguments: argparse.Namespace) -> None:
         **vars(arguments),
         examples_per_s={count: round(median, 2) for count, median in medians.items()},
         against_one_round={count: round(median / one_round, 3) for count, median in medians.items()},
+        slowest_against_one_round=round(min(medians.values()) / one_round, 3),
     )
 
 
@@ -69,4 +70,8 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--update-on", choices=["host", "device"], default="host")
     parser.add_argument("--cuda", action="store_true", help="GPUs instead of simulated devices")
-    main(parser.parse_args())
+    parser.add_argument("--smoke", action="store_true", help="small and quick: does it run at all?")
+    arguments = parser.parse_args()
+    if arguments.smoke:
+        arguments.most, arguments.depth, arguments.image_size, arguments.repeats = 4, 20, 16, 1
+    main(arguments)
