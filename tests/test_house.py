@@ -42,6 +42,7 @@ ROOMS = [
     "plan",
     "preparation",
     "shards",
+    "results",
     "finite",
     "commit",
     "loss_scale",

@@ -31,7 +31,7 @@ from theano_mgpu.resident_data import ResidentData
 from theano_mgpu.split import Round
 from theano_mgpu.vectors import Slot, Values, Vector, joined, variables_of
 
-__all__ = ["DeviceProgram", "ProgramMemory", "Report", "ShardResults", "UpdateProgram", "Updated"]
+__all__ = ["DeviceProgram", "Flag", "ProgramMemory", "Report", "ShardResults", "UpdateProgram", "Updated"]
 
 _MUCH_MEMORY = 64 * 2**20  # whose clearing takes longer than to ask for huge pages
 

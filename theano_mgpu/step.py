@@ -32,7 +32,6 @@ from theano_mgpu.lowering.precision import Precision, named_precision
 from theano_mgpu.mirror import (
     Mirrors,
     advanced,
-    fetched,
     host_device,
     on_every,
     on_host,
@@ -47,6 +46,7 @@ from theano_mgpu.plan import DeviceMemory, Plan
 from theano_mgpu.preparation import Preparation, Shapes
 from theano_mgpu.programs import DeviceProgram, Report, ShardResults, Updated, UpdateProgram
 from theano_mgpu.resident_data import ResidentData
+from theano_mgpu.results import non_finite_error, non_finite_shards, outputs_of, require_passed
 from theano_mgpu.shards import ShardCount, is_out_of_memory
 from theano_mgpu.slices import Slices, look_ups_first, with_slices_looked_up
 from theano_mgpu.specification import (
@@ -329,9 +329,10 @@ class Step:
             shared = current(self._mirrored, self._mirrors, self.contexts)
             rows, reports = self._gather(turns, self._run(turns, batch, shared))
             updated = self._apply(rows, batch)
-            self._check(reports, updated)
+            found = [(self._program.checks, report.checks) for report in reports]
+            require_passed(self.name, [*found, (self._update.checks, updated.checks)])
             values = self._new_values(turns, rows, updated, batch)
-            return Attempt(values, self._outputs(turns, reports, updated))
+            return Attempt(values, outputs_of(self.cut, turns, reports, updated))
 
     def _bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[Variable, np.ndarray]:
         if not any(isinstance(argument, SentBatch) for argument in (*args, *kwargs.values())):
@@ -424,18 +425,6 @@ class Step:
         whole = placed([batch[v] for v in self._update.whole], self._update_mirrors.placement)
         return whole, current(self._bundled.shared, self._update_mirrors)
 
-    def _check(self, reports: list[Report], updated: Updated) -> None:
-        """Raise what the devices found wrong with the data; nothing has changed yet."""
-        found = [(self._program.checks, report.checks) for report in reports]
-        for checks, flags in [*found, (self._update.checks, updated.checks)]:
-            for check, (ok, details) in zip(checks, flags, strict=True):
-                passed = fetched([ok])[0]
-                if not passed.all():
-                    shard = int(np.argmin(passed))
-                    values = fetched(list(details.values()))
-                    shown = {name: value[shard] for name, value in zip(details, values, strict=True)}
-                    raise check.error(f"{self.name}(): {check.message.format(**shown)}")
-
     def _new_values(
         self, turns: Sequence[Round], rows: list[list[Any]], updated: Updated, batch: Mapping[Variable, np.ndarray]
     ) -> list[NewValue] | None:
@@ -447,7 +436,7 @@ class Step:
         if not bad or self.nonfinite == "ignore":
             return values
         if self.nonfinite == "raise":
-            raise NonFiniteError(self._non_finite(turns, bad, batch))
+            raise self._non_finite_error(turns, bad, batch)
         return None
 
     @property
@@ -461,34 +450,12 @@ class Step:
         slots = zip(self._bundled.gathered, rows, strict=True)
         return [parts for slot, parts in slots if not gradients.isdisjoint(variables_of(slot))]
 
-    def _non_finite(
+    def _non_finite_error(
         self, turns: Sequence[Round], bad: list[SharedVariable], batch: Mapping[Variable, np.ndarray]
-    ) -> str:
-        names = [v.name or str(v) for v in bad]
-        shards = self._non_finite_shards(turns, batch)
-        where = f"shards {shards} gave non-finite averages" if shards else "every shard's averages are finite"
-        if self._loss_scale:
-            where += f", and the loss scale has fallen to {self._loss_scale.value:g}, so that no smaller one would help"
-        return (
-            f"{self.name}(): call {self._calls} would write NaN or infinity to {', '.join(names[:8])}"
-            f"{f' and {len(names) - 8} more' if len(names) > 8 else ''}; {where}. No parameter was changed. Look at "
-            f'that part of the batch, lower the learning rate, or use nonfinite="skip".'
-        )
-
-    def _non_finite_shards(self, turns: Sequence[Round], batch: Mapping[Variable, np.ndarray]) -> list[int]:
+    ) -> NonFiniteError:
         shared = current(self._mirrored, self._mirrors, self.contexts)
-        found = []
-        for turn in turns:
-            result = self._program(turn, self._placed(turn, batch), shared)
-            rows = fetched([value for value in result.values if np.issubdtype(value.dtype, np.inexact)])
-            found += [turn.shards[i] for i in turn.live if not all(np.isfinite(row[i]).all() for row in rows)]
-        return sorted(found)
-
-    def _outputs(self, turns: Sequence[Round], reports: list[Report], updated: Updated) -> list[np.ndarray]:
-        rounds = [fetched(part) for report in reports for part in report.per_example]
-        per_example = [split.in_order(turns, of_one) for of_one in zip(*rounds, strict=True)]
-        single = [np.array(output) for output in fetched(updated.outputs)]
-        return [(per_example if o.per_example else single)[o.index] for o in self.cut.outputs]
+        shards = non_finite_shards(turns, (self._launch(turn, batch, shared) for turn in turns))
+        return non_finite_error(self.name, self._calls, bad, shards, self.loss_scale)
 
     def _commit(self, values: list[NewValue] | None) -> None:
         if self._loss_scale:

@@ -89,9 +89,10 @@ def traced(inputs: Any, outputs: Any, values: Any, precision: str, monkeypatch: 
         return results
 
     monkeypatch.setattr(lowering, "_compute", watched)
-    shard = Shard(jnp.float32(1), lambda value: value, jnp.float32(1) if precision == "float16" else None)
+    shard = Shard(jnp.float32(1), jnp.float32(1) if precision == "float16" else None)
     with jax.enable_x64(True):
-        jaxpr = jax.make_jaxpr(lambda *a: program.trace(a, shard))(*arguments)
+        traced = lambda *a: program.trace_shards([a], [shard], lambda node, parts: parts[0])[0]  # noqa: E731
+        jaxpr = jax.make_jaxpr(traced)(*arguments)
     assert [str(v.aval.dtype) for v in jaxpr.jaxpr.outvars] == [v.type.dtype for v in parts.device.outputs]
     return Traced(list(operations(jaxpr.jaxpr)), dtypes)
 
