@@ -42,6 +42,7 @@ def smallest(main: Callable[..., Any], folder: Path) -> dict[str, Any]:
         "image_size": 32,
         "train_per_class": 2,
         "contexts": "cpu:4",
+        "devices": (1, 4),
         "folder": folder / "data",
         "output": folder / "parameters.safetensors",
     }

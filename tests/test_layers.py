@@ -189,6 +189,13 @@ def test_unknown_channels_name_the_layer_the_shape_and_the_remedy(layer):
     assert len(store) == 0
 
 
+def test_a_flattened_image_names_the_reshape_that_keeps_its_channels():
+    x = image_batch((None, 8, 8, 3))
+    with pytest.raises(ValueError, match=r"dense\('fc'\): .*x\.reshape\(\(-1, channels\)\) does not"):
+        layers.dense(ParameterStore(), "fc", x.flatten(2), 10)
+    assert layers.dense(ParameterStore(), "fc", x.reshape((-1, 8 * 8 * 3)), 10).type.shape == (None, 10)
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_too_few_axes_are_refused_by_the_layers_name(layer):
     with pytest.raises(ValueError, match=rf"{layer}\('layer1\.0'\): x should have .* axes"):

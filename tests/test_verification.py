@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytensor
@@ -48,6 +50,8 @@ def test_a_step_has_the_same_bits_and_is_not_taken(eight, devices, shards, updat
     assert report.outputs == 2
     assert report.new_values == len(training.step.cut.updated)
     assert str(report).startswith(f"the same bits on cpu0 alone and on {', '.join(eight[:devices].names)}, in {shards}")
+    assert "shards: 2 outputs and " in str(report)
+    assert "shards: 1 output and " in str(dataclasses.replace(report, outputs=1))
 
 
 def test_batches_are_given_by_position_or_by_name(eight):

@@ -178,7 +178,7 @@ def _channels(layer: str, x: TensorVariable, ndim: int | None = None) -> int:
         raise ValueError(
             f"{layer}: x has shape {x.type.shape}, so the number of its channels is unknown, and with it the shape of "
             "the layer's parameters. Give the input its shape, as in pt.tensor(..., shape=(None, 224, 224, 3)), or use "
-            "pt.specify_shape(x, (None, ..., channels))."
+            "pt.specify_shape(x, (None, ..., channels)). x.flatten(2) forgets it; x.reshape((-1, channels)) does not."
         )
     return channels
 

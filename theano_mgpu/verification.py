@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from pytensor.compile.sharedvalue import SharedVariable
 
+from theano_mgpu.drawing.summary import plural
 from theano_mgpu.errors import DivergenceError
 from theano_mgpu.mirror import fetched, read
 from theano_mgpu.step import Step
@@ -30,7 +31,8 @@ class Verification:
     def __str__(self) -> str:
         return (
             f"the same bits on {self.contexts[0]} alone and on {', '.join(self.contexts)}, in {self.shards} shards: "
-            f"{self.outputs} outputs and {self.new_values} new values; {self.mirrored} mirrors hold the host's values"
+            f"{plural(self.outputs, 'output')} and {plural(self.new_values, 'new value')}; "
+            f"mirrors of {plural(self.mirrored, 'variable')} hold the host's values"
         )
 
 
