@@ -8,7 +8,7 @@ compiler can take one for the other, and one that cannot be computed any earlier
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pytensor.graph.basic import Apply, Variable
@@ -131,7 +131,7 @@ class _Recomputation:
         regions = self._within.get(variable, 0) & self._regions_of(seen)
         if not regions or isinstance(variable.owner.op, (Shape, Shape_i)):
             return variable, 0
-        return variable, seen & _union(own for region, own in self._returns_of.items() if region & regions)
+        return variable, seen & _union(self._returns_of[1 << i] for i in _members(regions))
 
     def _at(self, variable: Variable, returns: int) -> Variable:
         if variable.owner is None:
@@ -147,11 +147,11 @@ class _Recomputation:
         return self._later[variable, returns]
 
     def _waits(self, returns: int) -> list[Apply]:
-        return [node for i, (node, _) in enumerate(self._returns) if returns >> i & 1]
+        return [self._returns[i][0] for i in _members(returns)]
 
     def _regions_of(self, returns: int) -> int:
         if returns not in self._regions:
-            self._regions[returns] = _union(r for i, (_, r) in enumerate(self._returns) if returns >> i & 1)
+            self._regions[returns] = _union(self._returns[i][1] for i in _members(returns))
         return self._regions[returns]
 
 
@@ -160,3 +160,10 @@ def _union(sets: Iterable[int]) -> int:
     for bits in sets:
         union |= bits
     return union
+
+
+def _members(bits: int) -> Iterator[int]:
+    while bits:
+        lowest = bits & -bits
+        yield lowest.bit_length() - 1
+        bits ^= lowest
