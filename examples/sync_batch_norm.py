@@ -2,13 +2,13 @@
 
     python examples/sync_batch_norm.py
 
-A batch of 62 digits goes from dark to bright, so that each of four shards has other statistics. It prints how far
+A batch of 64 digits goes from dark to bright, so that each of four shards has other statistics. It prints how far
 activations, a gradient and the moving averages are from one device that has the whole batch, in plain PyTensor.
 
 With ``sync=False``, as under PyTorch's DDP, each shard is normalised by its own statistics, and these are averaged into
 the moving averages: the mean of the means is the batch's mean, but the variance lacks what lies between the shards.
 With ``sync=True`` the devices average mean and variance first, and all is as on one device. For that all shards must
-run at once: at most as many as devices. That 62 examples do not divide evenly is no matter.
+run at once: at most as many as devices. A batch that they do not share evenly works too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 
 import theano_mgpu as tm
 
-DEVICES, EXAMPLES = 4, 62
+DEVICES, EXAMPLES = 4, 64
 
 digits = load_digits()
 brightness = np.linspace(0.1, 2, EXAMPLES)[:, None, None, None]

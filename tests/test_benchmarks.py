@@ -31,12 +31,9 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         ("call_overhead.py", ["host_1_ms", "host_4_ms", "device_1_ms", "device_4_ms"]),
         ("resident.py", ["ratio_digits", "ratio_cifar_mlp"]),
         ("gather.py", ["gather_raise_gb_per_s", "copy_gb_per_s", "ratio_raise"]),
-<<<<<<< HEAD
         ("ordered_sum.py", ["ratio_2", "ratio_8"]),
         pytest.param("rounds.py", ["slowest_against_one_round"], marks=pytest.mark.slow),
-=======
         pytest.param("recompute.py", ["time_ratio", "memory_ratio"], marks=pytest.mark.slow),
->>>>>>> recompute
         pytest.param("devices.py", ["spread"], marks=pytest.mark.slow),
         pytest.param("resnet50_step.py", ["images_per_s", "to_first_step_s", "max_rss_gb"], marks=pytest.mark.slow),
         pytest.param("peers/jax_resnet50.py", ["images_per_s", "to_first_step_s"], marks=pytest.mark.slow),
