@@ -260,3 +260,37 @@ def test_a_process_uses_what_was_planned():
         [sys.executable, "-c", textwrap.dedent(PROCESS)], capture_output=True, text=True, timeout=300, check=True
     )
     assert float(run.stdout) == pytest.approx(1, abs=0.1)
+
+
+RUNS_OUT = """
+    import resource, warnings
+    import numpy as np, pytensor, pytensor.tensor as pt
+    import theano_mgpu as tm
+
+    x = pt.matrix("x", shape=(None, 64), dtype="float32")
+    w = pytensor.shared(np.full((64, 4096), 0.01, "float32"), "w")
+    hidden = pt.tanh(x @ w)
+    loss = (pt.tanh(hidden * 2) * pt.exp(-hidden * hidden)).mean()
+    step = tm.function([x], updates={w: w - tm.grad(loss, w)}, contexts=tm.contexts("cpu:2"), name="train")
+    step(np.ones((64, 64), "float32"))
+    with open("/proc/self/status") as lines:
+        used = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmSize"))
+    needed = 2 * step.plan(2**15).device.activations
+    resource.setrlimit(resource.RLIMIT_AS, (used + needed // 2,) * 2)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        step(np.ones((2**15, 64), "float32"))
+    print(step.shards, len(said), said[0].message)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_step_goes_on_where_the_machine_has_not_the_memory():
+    """Of a process that may have half of what one round needs."""
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(RUNS_OUT)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    shards, count, message = run.stdout.split(maxsplit=2)
+    assert (int(shards) in (4, 8), int(count)) == (True, 1)
+    assert message.startswith("train(): out of memory with 2 shards of at most 16384 examples: RESOURCE_EXHAUSTED")

@@ -140,10 +140,11 @@ class Signature:
         if not fits or None in rest:
             shown = ", ".join("?" if n is None else str(n) for n in declared)
             what = "one example" if is_split else "the input"
+            like = tuple(224 if n is None else n for n in declared)
             came = f"; {rest} was given" if argument.name in given else ""
             raise ValueError(
                 f"plan(): the shape of {what} of {argument.label(position)} is ({shown}){came}. Give what is not "
-                f"known, as in step.plan({examples}, {argument.name or 'name'}=(224, 224, 3))."
+                f"known, as in step.plan({examples}, {argument.name or 'name'}={like})."
             )
         return (examples, *rest) if is_split else rest
 
