@@ -84,7 +84,7 @@ class Sent:
             return make(shape, placement, lambda index: self._counted(part(index)), **options)
 
         def counted_run(program: Any, turn: Any, inputs: Any, shared: Any) -> Any:
-            for array in inputs:
+            for array in (array for parts in inputs for array in parts):
                 self._counted(array)
                 self.of_inputs += array.nbytes
             return run(program, turn, inputs, shared)

@@ -136,6 +136,16 @@ def test_totals_and_random_generators_are_named() -> None:
     assert "random  noise, a key for each shard" in text
 
 
+def test_regions_are_counted_and_their_marks_are_views() -> None:
+    weight = pytensor.shared(np.eye(3, dtype="float32"), name="weight")
+    x = pt.matrix("x", dtype="float32")
+    block = tm.recompute(lambda x: pt.tanh(x @ weight))
+    loss = block(block(x)).mean()
+    done = work(cut([x], [tm.average(loss)], {weight: weight - tm.grad(loss, weight)}).device)
+    assert "2 regions computed again in the backward pass" in done.rest
+    assert not {"Enter", "Leave", "Return"} & {operation.name for operation in done.operations}
+
+
 def test_gradients_of_a_batch_norm_network_are_grouped_with_their_ops() -> None:
     store = tm.ParameterStore(seed=0)
     images = pt.tensor("images", shape=(None, 8, 8, 3), dtype="float32")

@@ -16,7 +16,7 @@ from pytensor.tensor.subtensor import Subtensor
 
 from theano_mgpu.averages import LossScale, ShardReduction, ShardWeight
 from theano_mgpu.cut import Program
-from theano_mgpu.regions import Mark
+from theano_mgpu.regions import Mark, Return
 
 __all__ = ["Operation", "Work", "sampled", "work"]
 
@@ -58,6 +58,7 @@ class Work:
     reductions: Counter[str]
     views: int
     collectives: int  # averages and totals that the devices need again themselves
+    regions: int  # whose activations the backward pass computes again
 
     @property
     def rest(self) -> tuple[str, ...]:
@@ -65,6 +66,7 @@ class Work:
         kinds = (("elementwise", self.elementwise), ("reducing", self.reductions))
         lines = [f"{counts.total():,} {kind}: {_commonest(counts)}" for kind, counts in kinds if counts]
         lines += [f"{self.collectives:,} averaging between the devices"] if self.collectives else []
+        lines += [f"{self.regions:,} regions computed again in the backward pass"] if self.regions else []
         lines += [f"{self.views:,} of shapes, casts and views"] if self.views else []
         return tuple(lines)
 
@@ -97,6 +99,7 @@ def work(program: Program) -> Work:
         reductions=Counter(name for name, _ in kinds["reduction"]),
         views=len(kinds["view"]),
         collectives=len(kinds["collective"]),
+        regions=len({node.op.region for node in nodes if isinstance(node.op, Return)}),
     )
 
 
