@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytensor.tensor as pt
 from machine import print_line
+from turns import seconds_in_turns
 
 import theano_mgpu as tm
 
@@ -37,13 +38,8 @@ def main(arguments: argparse.Namespace) -> None:
     batch = rng.standard_normal((arguments.batch, 32, 32, 3), dtype="float32")
     classes = rng.integers(0, 10, arguments.batch, dtype="int32")
     steps = {n: step_over(everything[:n], arguments.shards, arguments.depth) for n in numbers}
-    seconds: dict[int, list[float]] = {n: [] for n in numbers}
-    for turn in range(arguments.steps + 1):  # in turns, so that a slow minute slows all alike
-        for n, step in steps.items():
-            begun = time.perf_counter()
-            step(batch, classes)
-            if turn:
-                seconds[n].append(time.perf_counter() - begun)
+    calls = {n: partial(step, batch, classes) for n, step in steps.items()}
+    seconds = seconds_in_turns(calls, arguments.steps)
     medians = {n: statistics.median(s) for n, s in seconds.items()}
     print_line(
         benchmark="devices",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 from machine import print_line
+from turns import seconds_in_turns
 
 import theano_mgpu as tm
 from theano_mgpu.gather.device import all_reduce
@@ -48,13 +48,8 @@ def main(arguments: argparse.Namespace) -> None:
             "ordered": summing(contexts, lambda value, n=n: all_reduce(value, n, AXIS)),
             "unordered": summing(contexts, lambda value: lax.psum(value, AXIS)),
         }
-        seconds: dict[str, list[float]] = {way: [] for way in ways}
-        for turn in range(arguments.repeats + 1):  # alternating
-            for way, run in ways.items():
-                begun = time.perf_counter()
-                jax.block_until_ready(run(rows))
-                if turn:
-                    seconds[way].append(time.perf_counter() - begun)
+        calls = {way: lambda run=run, rows=rows: jax.block_until_ready(run(rows)) for way, run in ways.items()}
+        seconds = seconds_in_turns(calls, arguments.repeats)
         pairs = [a / b for a, b in zip(seconds["ordered"], seconds["unordered"], strict=True)]
         results[n] = {way: round(1e3 * statistics.median(found), 1) for way, found in seconds.items()}
         results[n]["ratio"] = round(statistics.median(pairs), 3)

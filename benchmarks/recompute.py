@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
+from functools import partial
 
 import numpy as np
 import pytensor.tensor as pt
 from machine import print_line
+from turns import seconds_in_turns
 
 import theano_mgpu as tm
 
@@ -39,14 +40,12 @@ def main(arguments: argparse.Namespace) -> None:
     batch = rng.standard_normal((arguments.batch, arguments.image_size, arguments.image_size, 3), dtype="float32")
     classes = rng.integers(0, 1000, arguments.batch, dtype="int32")
     steps = {"kept": training_step(arguments, contexts, False), "recomputed": training_step(arguments, contexts, True)}
-    seconds: dict[str, list[float]] = {kind: [] for kind in steps}
     losses: dict[str, list[bytes]] = {kind: [] for kind in steps}
-    for turn in range(arguments.steps + 1):  # the first compiles
-        for kind, step in steps.items():
-            begun = time.perf_counter()
-            losses[kind].append(np.asarray(step(batch, classes)).tobytes())
-            if turn:
-                seconds[kind].append(time.perf_counter() - begun)
+
+    def train(kind: str) -> None:
+        losses[kind].append(np.asarray(steps[kind](batch, classes)).tobytes())
+
+    seconds = seconds_in_turns({kind: partial(train, kind) for kind in steps}, arguments.steps)
     medians = {kind: statistics.median(s) for kind, s in seconds.items()}
     temporary = {kind: step._program._temporary_bytes for kind, step in steps.items()}
     print_line(

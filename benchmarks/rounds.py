@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
+from functools import partial
 
 import numpy as np
 import pytensor.tensor as pt
 from machine import print_line
+from turns import seconds_in_turns
 
 import theano_mgpu as tm
 
@@ -40,17 +41,15 @@ def main(arguments: argparse.Namespace) -> None:
     for count in counts:
         images = rng.integers(0, 256, (count * arguments.shard, size, size, 3), dtype="uint8")
         batches[count] = images, rng.integers(0, 1000, len(images), dtype="int32")
-    speeds: dict[int, list[float]] = {count: [] for count in counts}
-    for turn in range(arguments.repeats + 1):  # in turns, so that a slow minute slows all alike
-        for count, step in steps.items():
-            # As many examples of each: one step of many shards, many steps of few.
-            calls = max(arguments.most // count, 1)
-            begun = time.perf_counter()
-            for _ in range(calls):
-                step(*batches[count])
-            if turn:
-                speeds[count].append(calls * len(batches[count][0]) / (time.perf_counter() - begun))
-    medians = {count: statistics.median(speed) for count, speed in speeds.items()}
+
+    def train(count: int) -> None:
+        """As many examples of each: one step of many shards, many steps of few."""
+        for _ in range(arguments.most // count):
+            steps[count](*batches[count])
+
+    seconds = seconds_in_turns({count: partial(train, count) for count in counts}, arguments.repeats)
+    examples = arguments.most * arguments.shard
+    medians = {count: examples / statistics.median(found) for count, found in seconds.items()}
     one_round = medians[min(len(contexts), arguments.most)]
     print_line(
         benchmark="rounds",
