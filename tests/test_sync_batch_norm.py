@@ -104,6 +104,16 @@ def test_several_rounds_are_an_error_that_says_why(eight):
         np.testing.assert_array_equal(variable.get_value(), value)
 
 
+def test_a_plan_is_of_the_one_round_that_runs(eight):
+    """Also where the batch does not divide evenly, which without it takes a round more."""
+    graph = network()
+    step = tm.function(graph.inputs, updates=graph.updates, contexts=eight[:4])
+    assert step.plan(14).rounds == 1
+    compiled = dict(step._preparation._compiled)
+    step(*batch(14))
+    assert step._preparation._compiled == compiled
+
+
 def test_it_needs_a_batch_axis():
     vector = pt.vector("x", shape=(3,), dtype="float32")
     with pytest.raises(ValueError, match=r"batch_norm\('bn'\): x should have at least 2 axes, the channels last"):

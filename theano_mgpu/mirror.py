@@ -42,6 +42,7 @@ __all__ = [
     "shapes_of",
     "to_devices",
     "to_host",
+    "value_of",
     "write",
 ]
 
@@ -112,7 +113,7 @@ class Mirrors:
         lent = {slot: loan.array for slot in slots if (loan := self._lent(slot))}
         current = {slot: self._current(slot) for slot in slots if slot not in lent}
         to_place = [slot for slot, mirror in current.items() if mirror is None or mirror.array is None]
-        values = [mirror.whole if (mirror := current[slot]) else _value_of(slot) for slot in to_place]
+        values = [mirror.whole if (mirror := current[slot]) else value_of(slot) for slot in to_place]
         arrays = lent | dict(zip(to_place, placed(values, self.placement), strict=True))
         for slot, value in zip(to_place, values, strict=True):
             if not isinstance(slot, Vector):
@@ -142,7 +143,8 @@ class Mirrors:
         return mirror
 
 
-def _value_of(slot: Slot) -> np.ndarray:
+def value_of(slot: Slot) -> np.ndarray:
+    """What the host has of a slot now, as the devices get it: a vector joined, of a generator a key."""
     if isinstance(slot, Vector):
         return slot.join({variable: read(variable) for variable in slot})
     value = read(slot)

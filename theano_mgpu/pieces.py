@@ -17,11 +17,9 @@ from jax.sharding import Sharding
 from theano_mgpu.devices import Contexts
 from theano_mgpu.mirror import AXIS, Mirrors, on_each, read, to_devices
 from theano_mgpu.resident_data import ResidentData
-from theano_mgpu.vectors import Slot
+from theano_mgpu.vectors import ALIGNMENT, Slot
 
 __all__ = ["Pieces", "bytes_on_each", "current", "pieces_like"]
-
-_ALIGNMENT = 64  # bytes: XLA takes over memory that begins at a multiple of it, and copies any other
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["array"], meta_fields=["length", "devices"])
@@ -138,5 +136,5 @@ def _piece(value: np.ndarray, devices: int) -> int:
     if devices == 1:
         return piece
     # So that each begins at an address that XLA takes over; a few rows of 50,000 on a GPU.
-    step = _ALIGNMENT // math.gcd(_ALIGNMENT, value[0].nbytes)
+    step = ALIGNMENT // math.gcd(ALIGNMENT, value[0].nbytes)
     return -(-piece // step) * step

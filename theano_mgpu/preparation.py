@@ -107,8 +107,7 @@ class Preparation:
         share = int(_USABLE * host_memory() / len(self._contexts))
         return min(context.memory().get("bytes_limit", share) for context in self._contexts)
 
-    def plan(self, examples: int, shards: int, shapes: Shapes) -> Plan:
-        turns = split.rounds(examples, shards, len(self._contexts)) if self._cut.split else self._whole()
+    def plan(self, examples: int, shards: int, turns: Sequence[Round], shapes: Shapes) -> Plan:
         device, host = self.device_memory(turns, shapes), self._host_memory()
         return Plan(
             batch_size=examples,
@@ -163,9 +162,6 @@ class Preparation:
             grows = max((found[high] - found[low]) / (high - low), 1)
             guess = min(max(int(low + (limit - found[low]) // grows), 1), _LARGEST_SIZE)
         return max((size for size, need in found.items() if need <= limit), default=0)
-
-    def _whole(self) -> tuple[Round, ...]:
-        return (split.whole_batch_round(len(self._contexts)),)
 
     def _size(self, slot: Slot) -> int:
         if isinstance(slot, ResidentData):

@@ -9,9 +9,9 @@ import numpy as np
 from pytensor.tensor.sharedvar import TensorSharedVariable
 from pytensor.tensor.type import TensorType
 
-__all__ = ["ResidentData", "resident"]
+from theano_mgpu.vectors import ALIGNMENT
 
-_ALIGNMENT = 64  # bytes: XLA takes over memory that begins at a multiple of it, and copies any other
+__all__ = ["ResidentData", "resident"]
 
 
 def resident(*arrays: np.ndarray, name: str | Sequence[str] | None = None) -> Any:
@@ -67,8 +67,8 @@ class ResidentData(TensorSharedVariable):
 
 def read_only(array: np.ndarray) -> np.ndarray:
     """A read-only copy, row by row in memory, from an address on that XLA takes over."""
-    space = np.empty(array.nbytes + _ALIGNMENT, "uint8")
-    start = -space.ctypes.data % _ALIGNMENT
+    space = np.empty(array.nbytes + ALIGNMENT, "uint8")
+    start = -space.ctypes.data % ALIGNMENT
     copied = space[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     copied[...] = array
     space.flags.writeable = copied.flags.writeable = False

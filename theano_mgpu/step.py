@@ -319,7 +319,8 @@ class Step:
         batch_size = positive("batch_size", batch_size)
         self._follow_shapes()
         inputs = self._signature.shapes(batch_size, shapes) | dict.fromkeys(self._slices.rows, (batch_size,))
-        return self._preparation.plan(batch_size, self._shards_for(batch_size, inputs), inputs)
+        shards = self._shards_for(batch_size, inputs)
+        return self._preparation.plan(batch_size, shards, self._turns(batch_size, shards), inputs)
 
     def _attempt(self, batch: Mapping[Variable, np.ndarray]) -> Attempt:
         """Nothing visible changes before the commit."""
@@ -351,9 +352,14 @@ class Step:
 
     def _split(self, batch: Mapping[Variable, np.ndarray]) -> Sequence[Round]:
         if not self.cut.split:
-            return [split.whole_batch_round(len(self.contexts))]
+            return self._turns(examples=0, shards=1)
         examples = len(batch[self.cut.split[0]])
-        shards = self._shards_for(examples, {v: value.shape for v, value in batch.items()})
+        return self._turns(examples, self._shards_for(examples, {v: value.shape for v, value in batch.items()}))
+
+    def _turns(self, examples: int, shards: int) -> Sequence[Round]:
+        """The rounds of a batch of ``examples`` cut into ``shards``."""
+        if not self.cut.split:
+            return [split.whole_batch_round(len(self.contexts))]
         if not self._device_part.has_collectives:
             return split.rounds(examples, shards, len(self.contexts))
         if shards > len(self.contexts):
@@ -376,7 +382,7 @@ class Step:
         preparation = self._preparation
 
         def need(shards: int) -> DeviceMemory:
-            return preparation.device_memory(split.rounds(examples, shards, len(self.contexts)), shapes)
+            return preparation.device_memory(self._turns(examples, shards), shapes)
 
         return self._shard_count.of(examples, need, preparation.limit)
 

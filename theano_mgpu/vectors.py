@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from pytensor.graph.basic import Variable
 
-__all__ = ["Slot", "Values", "Vector", "joined", "parts_of", "slots_of", "variables_of"]
+__all__ = ["ALIGNMENT", "Slot", "Values", "Vector", "joined", "parts_of", "slots_of", "variables_of"]
 
-_ALIGNMENT = 64  # bytes: XLA takes over memory that begins at a multiple of it, and copies any other
+ALIGNMENT = 64  # bytes: XLA takes over memory that begins at a multiple of it, and copies any other
 
 
 class Vector:
@@ -20,7 +20,7 @@ class Vector:
         self.shapes = dict(shapes)
         self.dtype = str(next(iter(shapes)).type.dtype)
         self._slices: dict[Variable, slice] = {}
-        step = _ALIGNMENT // np.dtype(self.dtype).itemsize
+        step = ALIGNMENT // np.dtype(self.dtype).itemsize
         start = 0
         for variable, shape in shapes.items():
             size = int(np.prod(shape))

@@ -11,9 +11,9 @@ from pytensor.compile.sharedvalue import SharedVariable
 
 from theano_mgpu.drawing.summary import plural
 from theano_mgpu.errors import DivergenceError
-from theano_mgpu.mirror import fetched, read
+from theano_mgpu.mirror import fetched, value_of
 from theano_mgpu.step import Step
-from theano_mgpu.vectors import Vector, parts_of, variables_of
+from theano_mgpu.vectors import parts_of, variables_of
 
 __all__ = ["Verification", "verify"]
 
@@ -78,13 +78,9 @@ def _require_promised(step: Step) -> None:
 def _compare_mirrors(step: Step) -> int:
     mirrors = step.mirrored()
     for slot, array in mirrors.items():
-        copies = _copies(array)
-        if isinstance(slot, Vector) or not isinstance(read(slot), np.random.Generator):
-            host = slot.join({v: read(v) for v in slot}) if isinstance(slot, Vector) else read(slot)
-        else:
-            host = copies[0]  # a key, which the host does not keep
+        host = value_of(slot)
         names = [_name(variable) for variable in variables_of(slot)]
-        for context, copy in zip(step.contexts.names, copies, strict=False):
+        for context, copy in zip(step.contexts.names, _copies(array), strict=False):
             for name, mine, other in zip(names, parts_of(slot, host), parts_of(slot, copy), strict=True):
                 _require_same(f"the mirror of {name}", mine, other, "the host", context)
     return sum(len(variables_of(slot)) for slot in mirrors)
