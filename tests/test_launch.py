@@ -19,7 +19,7 @@ from theano_mgpu.programs import DeviceProgram, Report, ShardResults
 def rounds(count, launched):
     def launch(number):
         launched.append((number, threading.get_ident()))
-        return ShardResults([jnp.asarray(number)], Report([], []))
+        return ShardResults([jnp.asarray(number)], Report([], [], []))
 
     return [lambda number=number: launch(number) for number in range(count)]
 

@@ -71,7 +71,7 @@ def batch(examples: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def reference():
-    return plain(network, [batch(examples) for examples in (16, 13, 5)])
+    return plain(network, [batch(examples) for examples in (16, 13, 5, 16)])
 
 
 @BOTH

@@ -42,10 +42,14 @@ Flag = tuple[jax.Array, dict[str, jax.Array]]  # whether a check passed, and the
 
 @dataclass(frozen=True)
 class Report:
-    """What one round computed for the caller alone; ``per_example`` has a list for each of the round's parts."""
+    """What one round computed for the caller alone.
+
+    ``per_example`` has a list for each of the round's parts; ``flags`` say what of ``checks`` passed.
+    """
 
     per_example: list[list[jax.Array]]
-    checks: list[Flag]
+    checks: list[Check]
+    flags: list[Flag]
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class DeviceProgram:
         self._places: dict[tuple[Any, tuple[Any, ...]], jax.Array] = {}
         self._batch_axis_checked = False
         self._temporary_bytes = 0  # that a call takes on each device
-        self.checks: list[Check] = []
+        self._checks: dict[int, list[Check]] = {}  # of rounds of so many parts, each of which has its own
         self.values_like: list[jax.ShapeDtypeStruct] = []  # the shapes of a round's values
         inputs = [_EACH if split else _SAME for split in self._split]
         placed_as = [_EACH if isinstance(slot, ResidentData) else _SAME for slot in shared]
@@ -108,10 +112,10 @@ class DeviceProgram:
     def __call__(self, turn: Round, inputs: Sequence[Any], shared: Sequence[Any]) -> ShardResults:
         arguments = self._checked_arguments(turn, inputs, shared)
         with to_devices():  # numpy inputs, where there is one device
-            values, per_example, checks = self._run(*arguments)
+            values, per_example, flags = self._run(*arguments)
         if self._temporary_bytes > _MUCH_MEMORY and self._contexts.platform == "cpu":
             map_in_huge_pages(len(self._contexts), self._temporary_bytes)
-        return ShardResults(values, Report(per_example, checks))
+        return ShardResults(values, Report(per_example, self._checks[len(turn.parts)], flags))
 
     def lower(self, turn: Round, inputs: Sequence[Any], shared: Sequence[Any]) -> Callable[[], ProgramMemory]:
         """All of a first call that needs Python, ``values_like`` with it; what is returned compiles the program."""
@@ -188,7 +192,7 @@ class DeviceProgram:
 
         with collect_checks() as checks:
             outputs = self._lowered.trace_shards(arguments, shards, reduce)
-        self.checks = checks
+        self._checks[len(shards)] = checks
         of_shards = [self._gathered_arrays(own, shard) for own, shard in zip(outputs, shards, strict=True)]
         rows = [
             self._together(kind, parts, shards)[None]

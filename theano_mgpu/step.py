@@ -330,7 +330,7 @@ class Step:
             shared = current(self._mirrored, self._mirrors, self.contexts)
             rows, reports = self._gather(turns, self._run(turns, batch, shared))
             updated = self._apply(rows, batch)
-            found = [(self._program.checks, report.checks) for report in reports]
+            found = [(report.checks, report.flags) for report in reports]
             require_passed(self.name, [*found, (self._update.checks, updated.checks)])
             values = self._new_values(turns, rows, updated, batch)
             return Attempt(values, outputs_of(self.cut, turns, reports, updated))
