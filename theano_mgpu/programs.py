@@ -24,7 +24,7 @@ from theano_mgpu.host_memory import map_in_huge_pages
 from theano_mgpu.lending import peek
 from theano_mgpu.lowering.dispatch import Check, collect_checks
 from theano_mgpu.lowering.graph import Lowered, Shard, lower
-from theano_mgpu.lowering.xla_options import xla_options
+from theano_mgpu.lowering.xla_options import device_program_options, update_program_options
 from theano_mgpu.mirror import AXIS, mesh_of, on_each, on_every, placed, to_devices
 from theano_mgpu.pieces import bytes_on_each
 from theano_mgpu.resident_data import ResidentData
@@ -107,7 +107,7 @@ class DeviceProgram:
             out_specs=_EACH,
             check_vma=False,
         )
-        self._run = jax.jit(mapped, compiler_options=xla_options(contexts.platform))
+        self._run = jax.jit(mapped, compiler_options=device_program_options(contexts.platform))
 
     def __call__(self, turn: Round, inputs: Sequence[Any], shared: Sequence[Any]) -> ShardResults:
         arguments = self._checked_arguments(turn, inputs, shared)
@@ -266,7 +266,8 @@ class UpdateProgram:
         self._scalars = [scalar for bundle in bundled.bundles for scalar in bundle.scalars]
         self._outputs = len(bundled.rest.outputs) - len(self._scalars) - len(bundled.single)
         self._constants = _constants_of(self._rest, placement)
-        self._run = jax.jit(self._update, out_shardings=placement)
+        options = update_program_options(between.platform) if between else None
+        self._run = jax.jit(self._update, out_shardings=placement, compiler_options=options)
 
     def __call__(self, rows: Sequence[Sequence[Any]], whole: Sequence[Any], shared: Sequence[Any]) -> Updated:
         # Shards' rows are numpy views: the call takes them over in 5 us each, device_put in 45.
