@@ -50,6 +50,7 @@ ROOMS = [
     "slices",
     "specification",
     "step",
+    "frontend",
     "verification",
     "updates",
     "schedules",

@@ -20,10 +20,11 @@ BOTH = pytest.mark.parametrize("update_on", ["host", "device"])
 class Training:
     """Batch norm with its moving averages, and dropout."""
 
-    def __init__(self, contexts, **options):
+    def __init__(self, contexts, sync=False, **options):
         self.store = tm.ParameterStore(seed=0)
         x, labels = pt.matrix("x", shape=(None, 6), dtype="float32"), pt.ivector("labels")
-        hidden = tm.layers.batch_norm(self.store, "norm", tm.layers.dense(self.store, "hidden", x, 16), train=True)
+        hidden = tm.layers.dense(self.store, "hidden", x, 16)
+        hidden = tm.layers.batch_norm(self.store, "norm", hidden, train=True, sync=sync)
         hidden = tm.layers.dropout(self.store, "drop", tm.nn.relu(hidden), 0.3, train=True)
         logits = tm.layers.dense(self.store, "out", hidden, 3)
         loss = tm.nn.softmax_cross_entropy(logits, labels).mean()
@@ -99,6 +100,15 @@ def test_where_bits_are_not_promised_it_says_so(eight, devices, shards, what):
     step = Training(eight[:devices], shards=shards).step
     with pytest.raises(ValueError, match=rf"verify\(\): train has {what}; bits are promised for powers of two alone"):
         tm.verify(step, batch(16))
+
+
+def test_synchronised_batch_norm_has_no_step_on_one_device(eight):
+    step = Training(eight[:2], sync=True).step
+    before = states(*step.get_shared())
+    with pytest.raises(ValueError, match=r"verify\(\): train needs an average again .* Verify the step without sync"):
+        tm.verify(step, batch(16))
+    assert states(*step.get_shared()) == before
+    assert tm.verify(Training(eight[:1], sync=True).step, batch(16)).shards == 1
 
 
 def test_a_step_without_updates_is_compared_too(eight):

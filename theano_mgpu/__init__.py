@@ -5,10 +5,11 @@ from theano_mgpu.arguments import In
 from theano_mgpu.averages import average, grad, maximum, minimum, total
 from theano_mgpu.devices import Context, Contexts, contexts
 from theano_mgpu.errors import CutError, DeviceMemoryError, DivergenceError, NonFiniteError, UnsupportedGraphError
+from theano_mgpu.frontend import function
 from theano_mgpu.plan import Plan
 from theano_mgpu.regions import recompute
 from theano_mgpu.resident_data import resident
-from theano_mgpu.step import Step, function
+from theano_mgpu.step import Step
 from theano_mgpu.store import ParameterStore
 from theano_mgpu.verification import Verification, verify
 

@@ -1,4 +1,4 @@
-"""``tm.function``: check, cut, lower. A call of what it gives: split, mirror, run, gather, update, commit."""
+"""A step, which ``tm.function`` makes. A call of it: split, mirror, run, gather, update, commit."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Variable
 from pytensor.printing import debugprint
 
-from theano_mgpu import devices, split
-from theano_mgpu.arguments import Argument, Signature, parse_inputs, without_implicit
+from theano_mgpu import split
+from theano_mgpu.arguments import Argument, Signature
 from theano_mgpu.bundles import bundled
 from theano_mgpu.commit import NewValue, commit, new_values, non_finite
-from theano_mgpu.cut import Cut, cut
-from theano_mgpu.devices import Context, Contexts
+from theano_mgpu.cut import Cut
+from theano_mgpu.devices import Contexts
 from theano_mgpu.drawing import Running, diagram, draw
 from theano_mgpu.errors import DeviceMemoryError, NonFiniteError, UnsupportedGraphError
 from theano_mgpu.gather.combination import combined
@@ -28,7 +28,7 @@ from theano_mgpu.gather.tree import TreeSum
 from theano_mgpu.launch import launched_ahead
 from theano_mgpu.loss_scale import LossScale
 from theano_mgpu.lowering.graph import lower
-from theano_mgpu.lowering.precision import Precision, named_precision
+from theano_mgpu.lowering.precision import Precision
 from theano_mgpu.mirror import (
     Mirrors,
     advanced,
@@ -48,113 +48,15 @@ from theano_mgpu.programs import DeviceProgram, Report, ShardResults, Updated, U
 from theano_mgpu.resident_data import ResidentData
 from theano_mgpu.results import non_finite_error, non_finite_shards, outputs_of, require_passed
 from theano_mgpu.shards import ShardCount, is_out_of_memory
-from theano_mgpu.slices import Slices, look_ups_first, with_slices_looked_up
+from theano_mgpu.slices import Slices
 from theano_mgpu.specification import (
     Form,
-    check_used,
-    pairs,
-    parse_updates,
     positive,
-    reject_unknown,
-    require_inputs,
-    require_one_of,
-    with_default_updates,
-    with_givens,
 )
 from theano_mgpu.split import Round
 from theano_mgpu.vectors import Slot, Vector, slots_of, variables_of
 
-__all__ = ["Step", "function"]
-
-
-def function(
-    inputs: Sequence[Any],
-    outputs: Any = None,
-    *,
-    updates: Any = None,
-    givens: Any = None,
-    contexts: Contexts | Context | str | None = None,
-    shards: int | str | None = None,
-    update_on: str = "host",
-    precision: str = "float32",
-    broadcast: Sequence[Variable] = (),
-    nonfinite: str = "raise",
-    on_unused_input: str = "raise",
-    allow_input_downcast: bool | None = None,
-    name: str | None = None,
-    **unknown: Any,
-) -> Step:
-    """``pytensor.function`` over many devices.
-
-    Everything below the averages (``tm.average``, ``tm.total``, ``tm.grad``) runs on every device at once, each on its
-    own part of the batch; everything above runs once. On any number of devices the result is the one that
-    ``pytensor.function`` gives on the whole batch.
-
-    inputs: symbolic variables or ``In(variable, value=default)``. Inputs with an axis are split along axis 0; scalars
-        and those in ``broadcast`` go whole to every device.
-    outputs: one variable, a list, or a dict; a call returns numpy arrays in the same form. An output that depends on
-        the batch without passing an average keeps the batch axis, and is concatenated in order.
-    updates: dict or pairs of shared variable and new value; old values stand on every right-hand side.
-    givens: dict or pairs of variables to replace, not inputs.
-    contexts: ``tm.contexts(...)`` or its argument; every device of the machine by default.
-    shards: the number of pieces a batch is cut into, one per device by default; devices take turns, so that a batch
-        may be larger than their memory. "auto": the smallest power of two with which every device's memory suffices
-        (``step.plan``). For a power of two the result is the same to the bit on any power of two of devices of one
-        kind. Where a device runs out of memory all the same, the step goes on with twice as many.
-    update_on: "host", or "device" where the averages are taken between the devices and each applies the update.
-    precision: in which the part below the averages computes what the graph declares float32. "float32": so.
-        "bfloat16": products and convolutions take bfloat16 operands, add up in float32, and activations and their
-        gradients stay bfloat16; parameters, statistics, losses and averages are float32, and so is the update.
-        "float16": the same in float16, with a dynamic loss scale, ``step.loss_scale``. "float64": all of it in double
-        precision, its averages rounded. See docs/precision.md.
-    nonfinite: a step with a non-finite update changes nothing and raises ``NonFiniteError`` ("raise"), changes nothing
-        and goes on ("skip", counted in ``step.skipped`` and, where outputs are a dict, in its "skipped"), or is
-        applied ("ignore").
-    on_unused_input: "raise", "warn" or "ignore"; allow_input_downcast: as in ``pytensor.function``.
-    name: stands in the errors of a call.
-
-    Raises TypeError or ValueError naming the argument, CutError for a graph without an average where one is needed,
-    UnsupportedGraphError for what cannot run on a device.
-    """
-    reject_unknown(unknown)
-    computed_in = named_precision(precision)
-    require_one_of("update_on", update_on, ("host", "device"))
-    require_one_of("nonfinite", nonfinite, ("raise", "skip", "ignore"))
-    require_one_of("on_unused_input", on_unused_input, ("raise", "warn", "ignore"))
-    if contexts is None or isinstance(contexts, str):
-        contexts = devices.contexts(contexts)
-    if isinstance(contexts, Context):
-        contexts = Contexts([contexts])
-    if not isinstance(contexts, Contexts):
-        raise TypeError(f"contexts: expected tm.contexts(...), a part of it, or its argument, got {contexts!r}.")
-
-    inputs, implicit = without_implicit(inputs)
-    givens = [*pairs(givens), *implicit]
-    arguments = parse_inputs(inputs, allow_input_downcast)
-    variables = [argument.variable for argument in arguments]
-    require_inputs("broadcast", broadcast, variables)
-    form = Form(outputs)
-    new_values = parse_updates(updates)
-    graph = [*form.variables, *new_values.values()]
-    givens, slices = with_slices_looked_up(givens, graph, variables)
-    graph = look_ups_first(with_givens(graph, givens, variables))
-    count = len(form.variables)
-    new_values = dict(zip(new_values, graph[count:], strict=True))
-    new_values = with_default_updates(graph[:count], new_values, givens, variables)
-    check_used(arguments, [*graph[:count], *new_values.values(), *slices.bounds], on_unused_input, slices.rows)
-    parts = cut([*variables, *slices.rows], graph[:count], new_values, broadcast)
-    return Step(
-        parts,
-        arguments,
-        form,
-        contexts,
-        slices=slices,
-        shards=None if shards == "auto" else len(contexts) if shards is None else positive("shards", shards),
-        update_on=update_on,
-        precision=computed_in,
-        nonfinite=nonfinite,
-        name=name or "step",
-    )
+__all__ = ["Step"]
 
 
 @dataclass(frozen=True)
@@ -305,6 +207,11 @@ class Step:
         return batch
 
     @property
+    def needs_one_round(self) -> bool:
+        """Whether shards need each other's averages on the devices, as in synchronised batch norm."""
+        return self._device_part.has_collectives
+
+    @property
     def shards(self) -> int:
         """The number of pieces that the last batch was cut into, or the next will be."""
         return self._shard_count.now
@@ -360,7 +267,7 @@ class Step:
         """The rounds of a batch of ``examples`` cut into ``shards``."""
         if not self.cut.split:
             return [split.whole_batch_round(len(self.contexts))]
-        if not self._device_part.has_collectives:
+        if not self.needs_one_round:
             return split.rounds(examples, shards, len(self.contexts))
         if shards > len(self.contexts):
             raise ValueError(
@@ -371,7 +278,7 @@ class Step:
         return [split.joint_round(examples, shards, len(self.contexts))]
 
     def _require_separate_shards(self, error: Exception) -> None:
-        if self._device_part.has_collectives:
+        if self.needs_one_round:
             raise DeviceMemoryError(
                 f"{self.name}(): out of memory, and an average is needed again on the devices (synchronised batch "
                 f"norm), so that shards cannot take turns: {error} No parameter was changed. Use a smaller batch or "

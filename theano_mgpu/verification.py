@@ -43,7 +43,8 @@ def verify(step: Step, batch: Any) -> Verification:
 
     Also compared: what every device mirrors with what the host has, and the devices' new values among themselves.
     Nothing is changed. Returns what was compared. Raises DivergenceError naming the first variable that differs and
-    where; ValueError where bits are not promised: for numbers of devices or shards that are no powers of two.
+    where; ValueError where bits are not promised: for numbers of devices or shards that are no powers of two, and for
+    a step with synchronised batch norm, which one device cannot take.
     """
     if not isinstance(step, Step):
         raise TypeError(f"verify(): 'step' should be what tm.function returned, not {step!r}.")
@@ -67,6 +68,12 @@ def verify(step: Step, batch: Any) -> Verification:
 
 
 def _require_promised(step: Step) -> None:
+    if step.needs_one_round and len(step.contexts) > 1:
+        raise ValueError(
+            f"verify(): {step.name} needs an average again on the devices (synchronised batch norm), so its shards "
+            f"must run at once, and one device alone cannot take the same step. Verify the step without sync=True, "
+            f"and compare the other with plain pytensor.function on the whole batch."
+        )
     for what, count in (("devices", len(step.contexts)), ("shards", step.shards)):
         if count & (count - 1):
             raise ValueError(

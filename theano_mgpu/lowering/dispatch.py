@@ -13,11 +13,12 @@ import jax.numpy as jnp
 
 _x64 = jax.config.jax_enable_x64
 from pytensor.link.jax.dispatch.basic import jax_funcify  # noqa: E402
+from pytensor.link.jax.dispatch.random import jax_sample_fn  # noqa: E402
 
 # PyTensor's dispatch sets this flag for the whole process from floatX; it is the user's to set.
 jax.config.update("jax_enable_x64", _x64)
 
-__all__ = ["Check", "collect_checks", "jax_funcify", "lowers", "require"]
+__all__ = ["Check", "collect_checks", "jax_funcify", "jax_sample_fn", "lowers", "require"]
 
 #: ``@lowers(MyOp)`` registers how an op runs on a device: ``def my_op(op, node, **_): return function_of_arrays``.
 lowers = jax_funcify.register

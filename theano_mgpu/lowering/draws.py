@@ -13,7 +13,10 @@ import jax
 import jax.numpy as jnp
 import pytensor.tensor.random.basic as random
 from jax.random import beta, cauchy, gamma, normal, poisson, uniform
-from pytensor.link.jax.dispatch.random import jax_sample_fn
+
+from theano_mgpu.lowering.dispatch import jax_sample_fn
+
+__all__ = ["Draw", "draws"]
 
 Draw = Callable[..., jax.Array]
 
