@@ -33,6 +33,7 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         ("gather.py", ["gather_raise_gb_per_s", "copy_gb_per_s", "ratio_raise"]),
         ("ordered_sum.py", ["ratio_2", "ratio_8"]),
         pytest.param("rounds.py", ["slowest_against_one_round"], marks=pytest.mark.slow),
+        pytest.param("put.py", ["put_ms", "ratio"], marks=pytest.mark.slow),
         pytest.param("recompute.py", ["time_ratio", "memory_ratio"], marks=pytest.mark.slow),
         pytest.param("devices.py", ["spread"], marks=pytest.mark.slow),
         pytest.param("resnet50_step.py", ["images_per_s", "to_first_step_s", "max_rss_gb"], marks=pytest.mark.slow),
@@ -75,8 +76,8 @@ def test_gpu_script_records_a_row_that_fails_and_goes_on(tmp_path: Path) -> None
     )
     assert done.returncode == 1
     rows = output.read_text().splitlines()
-    assert sum("not begun" in row for row in rows) == 15
-    assert rows[-1] == "15 row(s) failed."
+    assert sum("not begun" in row for row in rows) == 18
+    assert rows[-1] == "18 row(s) failed."
 
 
 @pytest.mark.slow
@@ -94,4 +95,4 @@ def test_gpu_script_runs_its_rows_on_simulated_devices(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert text.count("PyTorch DDP | failed") == text.count("PyTorch DDP, torch.compile | failed") == 2
     assert "4 row(s) failed." in text
-    assert len((tmp_path / "gpu.jsonl").read_text().splitlines()) == 9
+    assert len((tmp_path / "gpu.jsonl").read_text().splitlines()) == 14
