@@ -1,7 +1,7 @@
 """Batches sent ahead by ``step.put`` against batches that each step sends itself: milliseconds a step, in turns.
 
-``put_ms`` is what ``put`` takes until it returns. Transfer and computation can overlap where a device has its own memory
-and its own engine for copies; simulated devices share the cores that copy.
+``put_ms`` is what ``put`` takes until it returns. Transfer and computation overlap where a device has memory and an
+engine for copies of its own; simulated devices share the cores that copy.
 """
 
 from __future__ import annotations

@@ -269,7 +269,7 @@ BAD_GRAPHS = [
     ("a precision that is no name, before any device is looked up",
      lambda: {"inputs": [x], "outputs": mean, "precision": ["float32"], "contexts": "nowhere"}, ValueError,
      r"precision: .*\['float32'\]"),
-    ("no shards", lambda: {"inputs": [x], "outputs": mean, "shards": 0}, ValueError, r"shards: .*at least 1, got 0"),
+    ("no shards", lambda: {"inputs": [x], "outputs": mean, "shards": 0}, ValueError, r"shards: .* or \"auto\", got 0"),
     ("half a shard", lambda: {"inputs": [x], "outputs": mean, "shards": 1.5}, ValueError,
      r"shards: .*whole number.*got 1\.5"),
     ("broadcast of no input", lambda: {"inputs": [x], "outputs": mean, "broadcast": [y]}, ValueError,

@@ -112,9 +112,16 @@ def function(
         form,
         contexts,
         slices=slices,
-        shards=None if shards == "auto" else len(contexts) if shards is None else positive("shards", shards),
+        shards=_shard_count(shards, contexts),
         update_on=update_on,
         precision=computed_in,
         nonfinite=nonfinite,
         name=name or "step",
     )
+
+
+def _shard_count(shards: int | str | None, contexts: Contexts) -> int | None:
+    """None where the step finds it."""
+    if shards is None:
+        return len(contexts)
+    return None if shards == "auto" else positive("shards", shards, otherwise=' or "auto"')

@@ -180,9 +180,9 @@ def require_one_of(option: str, given: Any, known: Sequence[str]) -> None:
         raise ValueError(f"{option}: expected one of {', '.join(map(repr, known))}, got {given!r}.")
 
 
-def positive(option: str, given: Any) -> int:
+def positive(option: str, given: Any, otherwise: str = "") -> int:
     if isinstance(given, bool) or not isinstance(given, (int, np.integer)) or given < 1:
-        raise ValueError(f"{option}: expected a whole number of at least 1, got {given!r}.")
+        raise ValueError(f"{option}: expected a whole number of at least 1{otherwise}, got {given!r}.")
     return int(given)
 
 

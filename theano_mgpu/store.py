@@ -231,7 +231,7 @@ class ParameterStore:
         problems += [f"'{name}' {what}" for name, what in content.foreign.items() if name not in skipped]
         checked = self._checked_values(taken, problems, in_torch_axes=layout == "torch")
         problems += [f"generator '{name}' is not in the store" for name in generators if name not in owned]
-        _raise_if_any(f"load('{path}')", problems)
+        _raise_if_any(f"load('{path}')", problems, " Entries that skip=('fc.*', ...) matches are left as they are.")
 
         self._assign(checked)
         for name, generator in generators.items():
@@ -400,6 +400,6 @@ def _converted(value: Any, shape: Sequence[int | None], dtype: str) -> tuple[np.
     return converted, ""
 
 
-def _raise_if_any(where: str, problems: Sequence[str]) -> None:
+def _raise_if_any(where: str, problems: Sequence[str], advice: str = "") -> None:
     if problems:
-        raise ValueError(f"{where}: nothing was changed, because " + "; ".join(problems) + ".")
+        raise ValueError(f"{where}: nothing was changed, because {'; '.join(problems)}.{advice}")
