@@ -15,7 +15,9 @@ from pytensor.compile.mode import Mode
 import theano_mgpu as tm
 from theano_mgpu.vectors import Values, Vector, slots_of
 
-PLACES = pytest.mark.parametrize(("devices", "update_on"), [(1, "host"), (4, "host"), (4, "device")])
+PLACES = pytest.mark.parametrize(
+    ("devices", "update_on"), [(1, "host"), (4, "device"), pytest.param(4, "host", marks=pytest.mark.slow)]
+)
 SHAPES = [(6, 5), (5,), (5, 1, 7), (7,), (3, 5)]
 DATA = np.random.default_rng(0).standard_normal((8, 6)).astype("float32")
 

@@ -21,6 +21,14 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 #: Seconds that a full-length run may take, in a process of its own on a busy machine.
 DEADLINE = 900
 
+#: Of ResNets, which take a quarter of a minute to compile; the photographs' is what `make train` runs, at full length.
+LONG = ("digits_resnet", "photographs_resnet")
+
+
+def _long(path: Path) -> tuple[pytest.MarkDecorator, ...]:
+    return (pytest.mark.slow,) if path.stem in LONG else ()
+
+
 each_example = pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
 
 
@@ -49,7 +57,7 @@ def smallest(main: Callable[..., Any], folder: Path) -> dict[str, Any]:
     return {name: value for name, value in small.items() if name in inspect.signature(main).parameters}
 
 
-@each_example
+@pytest.mark.parametrize("path", [pytest.param(path, marks=_long(path), id=path.stem) for path in EXAMPLES])
 def test_example_runs_and_says_what_it_found(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -105,6 +105,7 @@ def test_planning_compiles_what_then_runs(eight, compiled):
     assert not compiled
 
 
+@pytest.mark.slow
 def test_more_shards_need_less_for_activations_and_more_for_gradients(eight):
     plans = [Network(eight[:2], shards=shards).step.plan(64) for shards in (2, 8)]
     few, many = (plan.device for plan in plans)

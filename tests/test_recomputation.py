@@ -256,14 +256,23 @@ def as_it_stands(eight):
     return functools.cache(lambda devices: values_after(unwrapped, eight[:devices], batches(16, 16), shards=4)[1])
 
 
-@pytest.mark.parametrize(("wrap", "devices"), [(tm.recompute, 1), (tm.recompute, 2), (tm.recompute, 4), (nested, 2)])
+@pytest.mark.parametrize(
+    ("wrap", "devices"),
+    [
+        (tm.recompute, 2),
+        (nested, 2),
+        *(pytest.param(tm.recompute, devices, marks=pytest.mark.slow) for devices in (1, 4)),
+    ],
+)
 def test_the_bits_are_those_of_the_network_as_it_stands(eight, as_it_stands, wrap, devices):
     """With dropout; one device takes four shards in turns."""
     found = values_after(wrap, eight[:devices], batches(16, 16), shards=4)[1]
     assert found == as_it_stands(devices)
 
 
-@pytest.mark.parametrize("function", [{"update_on": "device"}, {"precision": "bfloat16"}])
+@pytest.mark.parametrize(
+    "function", [{"precision": "bfloat16"}, pytest.param({"update_on": "device"}, marks=pytest.mark.slow)]
+)
 def test_the_bits_are_the_same_under_options(eight, function):
     _, expected = values_after(unwrapped, eight[:2], batches(8, 8), **function)
     assert values_after(tm.recompute, eight[:2], batches(8, 8), **function)[1] == expected
@@ -317,6 +326,7 @@ def test_a_region_may_stand_above_the_cut(eight):
     compare_with_pytensor(above, [(np.ones((4, 3), "float32"),)], eight[:2])
 
 
+@pytest.mark.slow
 def test_a_deep_network_takes_less_than_half_the_memory(eight):
     """Of six blocks of two convolutions; 0.3 was measured."""
 

@@ -75,7 +75,9 @@ def reference():
 
 
 @BOTH
-@pytest.mark.parametrize(("devices", "shards"), [(2, None), (4, None), (4, 3), (8, None)])
+@pytest.mark.parametrize(
+    ("devices", "shards"), [(4, 3), *(pytest.param(devices, None, marks=pytest.mark.slow) for devices in (2, 4, 8))]
+)
 def test_a_network_trains_as_plain_pytensor_does_on_the_whole_batch(eight, reference, devices, shards, update_on):
     compare_with_pytensor(network, reference, eight[:devices], shards=shards, update_on=update_on)
 

@@ -40,7 +40,7 @@ def batch(examples):
 
 
 @BOTH
-@pytest.mark.parametrize(("devices", "shards"), [(2, 2), (4, 8)])
+@pytest.mark.parametrize(("devices", "shards"), [(4, 8), pytest.param(2, 2, marks=pytest.mark.slow)])
 def test_a_step_has_the_same_bits_and_is_not_taken(eight, devices, shards, update_on):
     training = Training(eight[:devices], shards=shards, update_on=update_on)
     training.step(*batch(32))

@@ -280,7 +280,10 @@ def test_gradients_through_relu_point_the_same_way(precision, tolerance):
     assert max(map(relative, step(IMAGES, LABELS), exact_gradients(smooth=False))) < tolerance
 
 
-@pytest.mark.parametrize(("precision", "update_on"), [("bfloat16", "host"), ("float16", "device"), ("float64", "host")])
+@pytest.mark.parametrize(
+    ("precision", "update_on"),
+    [("bfloat16", "host"), ("float16", "device"), pytest.param("float64", "host", marks=pytest.mark.slow)],
+)
 def test_any_number_of_devices_gives_the_same_bits(eight, precision, update_on):
     found = set()
     for devices in (1, 2, 4):
@@ -327,7 +330,10 @@ def stacked(x: Any, w: Any) -> Any:
     return (x @ pt.diag(w)) * pt.stack([w[0], w[1], w[2], w.sum(dtype="float32", acc_dtype="float32"), w[0], w[1]])
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 3e-2), ("float16", 4e-3), ("float64", 1e-6)])
+@pytest.mark.parametrize(
+    ("precision", "tolerance"),
+    [("bfloat16", 3e-2), ("float16", 4e-3), pytest.param("float64", 1e-6, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("op", [recurrent, in_a_graph, embedded, batched, normalised_together, stacked])
 def test_graphs_of_any_kind_run_in_any_precision(eight, op, precision, tolerance):
     """Loops, graphs in graphs, look-ups, batches of products, averages below the cut; and their gradients.

@@ -34,7 +34,7 @@ def slow(*case):
 @pytest.mark.parametrize(
     ("depth", "mode"),
     [
-        *((18, "eval"), (50, "train"), slow(18, "train"), slow(50, "eval")),
+        *((18, "eval"), (18, "train"), slow(50, "train"), slow(50, "eval")),
         *(slow(34, "train"), slow(34, "eval"), slow(101, "train"), slow(101, "eval")),
     ],
 )
