@@ -77,7 +77,8 @@ def fit(
     store: the parameters; ``store.checksum()`` of it ends the metrics.
     run: a folder for ``metrics.jsonl`` and ``checkpoints/``; one run at a time.
     resume: go on from the newest whole checkpoint there, or from the start where there is none. The outcome is the same
-        to the bit as without a stop, on any number of devices with the same shards.
+        to the bit as without a stop, on any number of devices; give ``shards`` to every ``tm.function``, those of the
+        evaluations included, since they depend on the devices by default.
     learning_rate: a function of the number of the step, from 0, as in ``tm.schedules``.
     epochs, max_steps: the length of the whole run, what was done before a stop included. time_limit: in seconds, for
         this call; the run is saved and may go on.
