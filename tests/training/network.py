@@ -5,6 +5,8 @@ As a program it trains in a run's folder, for tests that kill it.
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -42,6 +44,20 @@ def examples(count: int = COUNT, seed: int = 0) -> Examples:
     images = rng.integers(0, 100, (count, WIDTH)).astype("uint8")
     images[np.arange(count), labels] += 100
     return Examples(images, labels)
+
+
+@functools.cache
+def _compiled(contexts: tuple[str, ...]) -> tuple[Network, list[tuple[Any, Any]]]:
+    made = network(tm.contexts("cpu:8")[: len(contexts)])
+    return made, [(variable, copy.deepcopy(variable.get_value())) for variable in made.step.get_shared()]
+
+
+def fresh(contexts: tm.Contexts) -> Network:
+    """The network as it was made, compiled once."""
+    made, values = _compiled(tuple(contexts.names))
+    for variable, value in values:
+        variable.set_value(copy.deepcopy(value))
+    return made
 
 
 def network(contexts: tm.Contexts, *, units: int = 5, rule: str = "momentum", **options: Any) -> Network:
@@ -105,7 +121,7 @@ def train(
     **options: Any,
 ) -> tuple[Network, Any]:
     """Fit a fresh network: three batches an epoch, the last of them smaller; at one step something happens."""
-    made = made or network(contexts)
+    made = made or fresh(contexts)
     if evaluated:
         options |= {"evaluations": made.evaluations(), "best": "val_top1"}
     source: Any = Batches(examples(), 8, seed=5)

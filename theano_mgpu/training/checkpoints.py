@@ -96,7 +96,8 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """The checkpoints' files, the newest first; ``best.safetensors`` is not among them."""
-        return sorted((path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)), key=_step, reverse=True)
+        found = self.folder.glob("step-*.safetensors")  # of a folder that has gone away, none
+        return sorted((path for path in found if _NAME.fullmatch(path.name)), key=_step, reverse=True)
 
     def newest(self) -> Checkpoint | None:
         """The newest whole checkpoint, or None where there is no file of one.
