@@ -6,6 +6,7 @@ from theano_mgpu.training.batches import Batch, Batches, BatchSource
 from theano_mgpu.training.checkpoint_file import read_checkpoint
 from theano_mgpu.training.checkpoints import Checkpoints
 from theano_mgpu.training.evaluation import evaluate
+from theano_mgpu.training.learning_rate_finder import RatesTried, find_learning_rate
 from theano_mgpu.training.loop import Fitted, fit
 from theano_mgpu.training.metrics import Means, MetricsFile, Stopwatch
 from theano_mgpu.training.run_folder import RunFolder
@@ -23,11 +24,13 @@ __all__ = [
     "Means",
     "MetricsFile",
     "Progress",
+    "RatesTried",
     "RunFolder",
     "StopSignals",
     "Stopwatch",
     "TrainingState",
     "evaluate",
+    "find_learning_rate",
     "fit",
     "read_checkpoint",
 ]

@@ -98,8 +98,9 @@ def fit(
     Returns how it ended. SIGTERM and SIGINT finish the step, save, say how to go on, and raise ``Interrupted``, which
     ends the process.
 
-    Raises ValueError naming the argument, or where the batches end; FileExistsError for a folder with a run in it without ``resume``;
-    RunInUseError; OSError where the disk does not take a line or a checkpoint; and what the step raises.
+    Raises ValueError naming the argument, or where the batches end; FileExistsError for a folder with a run in it
+    without ``resume``; RunInUseError; OSError where the disk does not take a line or a checkpoint; and what the step
+    raises.
     """
     limits = Limits(epochs, max_steps, time_limit, patience)
     callbacks = tuple(callbacks)
