@@ -6,10 +6,12 @@ import errno
 import itertools
 
 import numpy as np
+import pytensor.tensor as pt
 import pytest
 
 import theano_mgpu as tm
 from tests.training.network import examples, fresh, train
+from theano_mgpu.data import Examples
 from theano_mgpu.training import Batches, Checkpoints, MetricsFile, RunFolder, loop
 
 
@@ -123,23 +125,18 @@ def test_a_full_disk_stops_the_run_or_not(eight, tmp_path, monkeypatch, choice):
 
 
 def test_a_skipped_step_counts_but_not_its_loss(eight, tmp_path):
-    made = fresh(eight)
-    made.step.nonfinite = "skip"
-    broken = [np.nan, 0.1]
-    try:
-        fitted = tm.training.fit(
-            made.step,
-            Batches(examples(), 8),
-            store=made.store,
-            run=tmp_path,
-            max_steps=2,
-            learning_rate=lambda i: broken[i],
-            progress=False,
-        )
-    finally:
-        made.step.nonfinite, made.step.skipped = "raise", 0
-    assert fitted.progress.step == 2
-    assert fitted.metrics["loss"] is not None
+    store = tm.ParameterStore()
+    w = store.param("w", (), init=1.0)
+    x, y = pt.matrix("x", dtype="float32"), pt.ivector("y")
+    loss = (w * x + y[:, None]).mean()
+    updates = tm.updates.sgd(tm.grad(loss, [w]), [w], learning_rate=0.5)
+    step = tm.function([x, y], tm.average(loss), updates=updates, contexts=eight[:1], nonfinite="skip")
+    broken = Examples(np.array([[np.nan], [2.0]], "float32"), np.zeros(2, "int32"))
+    fitted = tm.training.fit(
+        step, Batches(broken, 1, seed=None), store=store, run=tmp_path, epochs=1, log_every=9, progress=False
+    )
+    assert (fitted.progress.step, step.skipped, float(w.get_value())) == (2, 1, 0.0)
+    assert fitted.metrics["loss"] == 2.0
 
 
 @pytest.mark.parametrize(
