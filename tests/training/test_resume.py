@@ -104,6 +104,17 @@ def test_another_number_of_shards_is_said(eight, tmp_path):
         train(tmp_path, eight, max_steps=4, resume=True, made=network(eight, shards=4))
 
 
+def test_with_the_update_on_the_devices_too(eight, tmp_path, unbroken):
+    for devices, stop in ((8, 5), (2, None)):
+        made = network(eight[:devices], update_on="device")
+        if stop:
+            with pytest.raises(PulledPlug):
+                train(tmp_path, eight[:devices], made=made, at=(stop, pull_the_plug), **RUN)
+        else:
+            _, fitted = train(tmp_path, eight[:devices], made=made, resume=True, **RUN)
+    assert fitted.checksum == unbroken[0]
+
+
 def test_the_loss_scale_goes_on(eight, tmp_path):
     made = network(eight, precision="float16")
     made.step.counts = {"loss_scale": 4096.0, "good_steps": 1998, "skipped": 3}
@@ -114,8 +125,9 @@ def test_the_loss_scale_goes_on(eight, tmp_path):
     assert again.step.counts == made.step.counts == {"loss_scale": 8192.0, "good_steps": 0, "skipped": 3}
 
 
-def test_a_killed_process_goes_on_to_the_same_bits(eight, tmp_path, unbroken):
-    """SIGKILL in mid-epoch, at no chosen moment, three times."""
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_that_was_stopped_goes_on_to_the_same_bits(eight, tmp_path, number):
+    """At no chosen moment."""
     settings = json.dumps({"max_steps": 10**6, "resume": True, "evaluated": True, "checkpoint_every": 1})
     command = [sys.executable, "-m", "tests.training.network", str(tmp_path), "2", settings]
     checkpoints = tmp_path / "checkpoints"
@@ -128,8 +140,13 @@ def test_a_killed_process_goes_on_to_the_same_bits(eight, tmp_path, unbroken):
                 assert process.poll() is None, process.stderr.read()
                 assert time.monotonic() < deadline
                 time.sleep(0.005)
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=120)
         finally:
             process.kill()
+    assert process.returncode == (-9 if number == signal.SIGKILL else 143)
+    assert number == signal.SIGKILL or f"train --resume {tmp_path}" in errors
+    assert "Traceback" not in errors
     with tm.training.Checkpoints(checkpoints) as kept:
         step = kept.newest().progress.step
     assert step >= 4

@@ -7,7 +7,7 @@ from theano_mgpu.training.checkpoint_file import read_checkpoint
 from theano_mgpu.training.checkpoints import Checkpoints
 from theano_mgpu.training.evaluation import evaluate
 from theano_mgpu.training.learning_rate_finder import RatesTried, find_learning_rate
-from theano_mgpu.training.loop import Fitted, fit
+from theano_mgpu.training.loop import Fitted, begin, fit, interrupted
 from theano_mgpu.training.metrics import Means, MetricsFile, Stopwatch
 from theano_mgpu.training.run_folder import RunFolder
 from theano_mgpu.training.signals import Interrupted, StopSignals
@@ -29,8 +29,10 @@ __all__ = [
     "StopSignals",
     "Stopwatch",
     "TrainingState",
+    "begin",
     "evaluate",
     "find_learning_rate",
     "fit",
+    "interrupted",
     "read_checkpoint",
 ]

@@ -20,7 +20,7 @@ from theano_mgpu.training.run_folder import RunFolder
 from theano_mgpu.training.signals import Interrupted, StopSignals
 from theano_mgpu.training.state import Progress, TrainingState
 
-__all__ = ["Callback", "Evaluation", "Fitted", "fit"]
+__all__ = ["Callback", "Evaluation", "Fitted", "begin", "fit", "interrupted"]
 
 #: Called without arguments; gives metrics by name.
 Evaluation = Callable[[], Mapping[str, float]]
@@ -83,7 +83,7 @@ def fit(
     epochs, max_steps: the length of the whole run, what was done before a stop included. time_limit: in seconds, for
         this call; the run is saved and may go on.
     log_every: steps between lines of metrics. A line has means over the examples since the last one, and mean seconds
-        a step; it is written where evaluations are, too.
+        a step, of which the first compiles; it is written where evaluations are, too.
     evaluations: functions without arguments, at the end of each epoch and of the run, or every ``evaluate_every``
         steps; what they give stands in the metrics under "NAME_metric". For averaged parameters (``tm.updates.ema``)
         give one on a step with ``givens=average.shadows``.
