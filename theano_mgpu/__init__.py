@@ -1,10 +1,18 @@
 """Theano-style training over many GPUs: one symbolic graph, cut at its averages, one update on the host."""
 
-from theano_mgpu import data, init, layers, lowering, models, nn, schedules, updates
+from theano_mgpu import data, init, layers, lowering, models, nn, schedules, training, updates
 from theano_mgpu.arguments import In
 from theano_mgpu.averages import average, grad, maximum, minimum, total
 from theano_mgpu.devices import Context, Contexts, contexts
-from theano_mgpu.errors import CutError, DeviceMemoryError, DivergenceError, NonFiniteError, UnsupportedGraphError
+from theano_mgpu.errors import (
+    CutError,
+    DamagedCheckpointError,
+    DeviceMemoryError,
+    DivergenceError,
+    NonFiniteError,
+    RunInUseError,
+    UnsupportedGraphError,
+)
 from theano_mgpu.frontend import function
 from theano_mgpu.plan import Plan
 from theano_mgpu.regions import recompute
@@ -19,12 +27,14 @@ __all__ = [
     "Context",
     "Contexts",
     "CutError",
+    "DamagedCheckpointError",
     "DeviceMemoryError",
     "DivergenceError",
     "In",
     "NonFiniteError",
     "ParameterStore",
     "Plan",
+    "RunInUseError",
     "Step",
     "UnsupportedGraphError",
     "Verification",
@@ -44,6 +54,7 @@ __all__ = [
     "resident",
     "schedules",
     "total",
+    "training",
     "updates",
     "verify",
 ]

@@ -4,7 +4,10 @@ ArithmeticError
 ├── DivergenceError       devices that should have the same bits have not
 └── NonFiniteError        a step's update held NaN or infinity; no parameter was changed
 ValueError
-└── CutError              a graph that cannot be cut into a device part and a host part
+├── CutError              a graph that cannot be cut into a device part and a host part
+└── DamagedCheckpointError a checkpoint's file is not what was saved
+RuntimeError
+└── RunInUseError         another process, or this one, trains in the same run folder
 NotImplementedError
 └── UnsupportedGraphError a graph with a node that cannot run on the devices
 MemoryError
@@ -13,7 +16,15 @@ MemoryError
 
 from __future__ import annotations
 
-__all__ = ["CutError", "DeviceMemoryError", "DivergenceError", "NonFiniteError", "UnsupportedGraphError"]
+__all__ = [
+    "CutError",
+    "DamagedCheckpointError",
+    "DeviceMemoryError",
+    "DivergenceError",
+    "NonFiniteError",
+    "RunInUseError",
+    "UnsupportedGraphError",
+]
 
 
 class DivergenceError(ArithmeticError):
@@ -26,6 +37,14 @@ class NonFiniteError(ArithmeticError):
 
 class CutError(ValueError):
     """A graph cannot be cut: something above the averages depends on batch data without passing one."""
+
+
+class DamagedCheckpointError(ValueError):
+    """A checkpoint's file is cut short or changed: it does not hold what was saved."""
+
+
+class RunInUseError(RuntimeError):
+    """Another process, or this one, trains in the same run folder."""
 
 
 class DeviceMemoryError(MemoryError):

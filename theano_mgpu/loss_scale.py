@@ -48,6 +48,16 @@ class LossScale:
             raise ValueError(f"loss_scale: expected a positive number, such as step.loss_scale gave, got {value!r}.")
         self._value, self._good_steps = float(value), 0
 
+    @property
+    def good_steps(self) -> int:
+        """Good steps in a row since the scale was last changed."""
+        return self._good_steps
+
+    def go_on(self, value: float, good_steps: int) -> None:
+        """Set the scale and the good steps in a row to what a checkpoint has kept."""
+        self.value = value
+        self._good_steps = int(good_steps)
+
     def excuses(self, gradients: Sequence[Sequence[Any]], values_are_finite: bool) -> bool:
         """Whether a step is left out because its gradients, or new values, overflowed and a smaller scale may help.
 

@@ -399,6 +399,27 @@ class Step:
                 f"expected None, got {value!r}."
             )
 
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What a step keeps besides shared variables: "skipped", "loss_scale", "good_steps" in a row of that scale.
+
+        It may be set, to what a checkpoint has kept.
+        """
+        scale = self._loss_scale
+        return {
+            "skipped": self.skipped,
+            "loss_scale": scale.value if scale else None,
+            "good_steps": scale.good_steps if scale else 0,
+        }
+
+    @counts.setter
+    def counts(self, counts: Mapping[str, Any]) -> None:
+        if self._loss_scale and counts["loss_scale"] is not None:
+            self._loss_scale.go_on(counts["loss_scale"], counts["good_steps"])
+        else:
+            self.loss_scale = counts["loss_scale"]
+        self.skipped = int(counts["skipped"])
+
     def get_shared(self) -> list[SharedVariable]:
         """The shared variables that the step reads or writes."""
         both = (*self.cut.device.shared, *self.cut.host.shared, *self.cut.updated, *self.cut.generators)

@@ -109,6 +109,10 @@ class ParameterStore:
             self._generators[name] = pytensor.shared(generator, name=name, borrow=True)
         return self._generators[name]
 
+    def generators(self) -> dict[str, SharedVariable]:
+        """The random generators that ``rng`` made, by name, in order of creation; a new dict."""
+        return dict(self._generators)
+
     def trainable(self) -> list[TensorSharedVariable]:
         """The parameters that an update rule should change, in order of creation."""
         return [variable for variable in self._parameters.values() if variable.tag.trainable]

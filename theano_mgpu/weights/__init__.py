@@ -9,10 +9,29 @@ import numpy as np
 
 from theano_mgpu.weights.content import Content
 from theano_mgpu.weights.report import LoadReport, matching
-from theano_mgpu.weights.store_layout import checksum, generator_states, read_store_layout, write_store_layout
+from theano_mgpu.weights.safetensors_file import read_safetensors
+from theano_mgpu.weights.store_layout import (
+    checksum,
+    generator_states,
+    generators_from,
+    read_store_layout,
+    write_store_layout,
+)
 from theano_mgpu.weights.torch_layout import PTH, SAFETENSORS, read_torch_layout, write_torch_layout
+from theano_mgpu.weights.whole_file import write_whole
 
-__all__ = ["LoadReport", "checked_layout", "checksum", "generator_states", "matching", "read", "write"]
+__all__ = [
+    "LoadReport",
+    "checked_layout",
+    "checksum",
+    "generator_states",
+    "generators_from",
+    "matching",
+    "read",
+    "read_safetensors",
+    "write",
+    "write_whole",
+]
 
 
 def checked_layout(function: str, path: Path, layout: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from theano_mgpu.weights.content import Content
 from theano_mgpu.weights.safetensors_file import read_safetensors, write_safetensors
 
-__all__ = ["checksum", "generator_states", "read_store_layout", "write_store_layout"]
+__all__ = ["checksum", "generator_states", "generators_from", "read_store_layout", "write_store_layout"]
 
 _BIT_GENERATORS = ("PCG64", "PCG64DXSM", "Philox", "SFC64", "MT19937")
 
@@ -29,7 +29,7 @@ def read_store_layout(path: Path) -> Content:
     arrays, foreign, metadata = read_safetensors(path)
     problems: list[str] = []
     text = metadata.get("generators", "{}")
-    generators = _generators_from(text, problems)
+    generators = generators_from(text, problems)
     if "checksum" in metadata and metadata["checksum"] != checksum(arrays, text):
         problems.append("the values are not those that were saved (another checksum): the file was changed")
     if metadata.get("format") == "pt":
@@ -55,8 +55,8 @@ def generator_states(generators: Mapping[str, np.random.Generator]) -> str:
     return json.dumps(states, sort_keys=True, default=lambda array: array.tolist())
 
 
-def _generators_from(text: str, problems: list[str]) -> dict[str, np.random.Generator]:
-    """Generators from what ``generator_states`` wrote."""
+def generators_from(text: str, problems: list[str]) -> dict[str, np.random.Generator]:
+    """Generators from what ``generator_states`` wrote; what is wrong with it is added to ``problems``."""
     generators = {}
     try:
         for name, state in json.loads(text).items():

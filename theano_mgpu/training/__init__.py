@@ -1,0 +1,38 @@
+"""Training: a loop that can be copied, over checkpoints, metrics, evaluation and signals that stand alone."""
+
+from __future__ import annotations
+
+from theano_mgpu.training.batches import Batch, Batches, BatchSource
+from theano_mgpu.training.checkpoint_file import read_checkpoint
+from theano_mgpu.training.checkpoints import Checkpoints
+from theano_mgpu.training.evaluation import evaluate
+from theano_mgpu.training.learning_rate_finder import RatesTried, find_learning_rate
+from theano_mgpu.training.loop import Fitted, begin, fit, interrupted
+from theano_mgpu.training.metrics import Means, MetricsFile, Stopwatch
+from theano_mgpu.training.run_folder import RunFolder
+from theano_mgpu.training.signals import Interrupted, StopSignals
+from theano_mgpu.training.state import Checkpoint, Progress, TrainingState
+
+__all__ = [
+    "Batch",
+    "BatchSource",
+    "Batches",
+    "Checkpoint",
+    "Checkpoints",
+    "Fitted",
+    "Interrupted",
+    "Means",
+    "MetricsFile",
+    "Progress",
+    "RatesTried",
+    "RunFolder",
+    "StopSignals",
+    "Stopwatch",
+    "TrainingState",
+    "begin",
+    "evaluate",
+    "find_learning_rate",
+    "fit",
+    "interrupted",
+    "read_checkpoint",
+]

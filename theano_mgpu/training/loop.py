@@ -1,0 +1,221 @@
+"""``fit``: the training loop, over parts that stand alone. Copy it and change it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from theano_mgpu.schedules import Schedule
+from theano_mgpu.step import Step
+from theano_mgpu.store import ParameterStore
+from theano_mgpu.training.batches import BatchSource
+from theano_mgpu.training.checkpoints import Checkpoints
+from theano_mgpu.training.limits import Limits, judged
+from theano_mgpu.training.metrics import Means, Stopwatch, numbers_of
+from theano_mgpu.training.progress_line import ProgressLine
+from theano_mgpu.training.run_folder import RunFolder
+from theano_mgpu.training.signals import Interrupted, StopSignals
+from theano_mgpu.training.state import Progress, TrainingState
+
+__all__ = ["Callback", "Evaluation", "Fitted", "begin", "fit", "interrupted"]
+
+#: Called without arguments; gives metrics by name.
+Evaluation = Callable[[], Mapping[str, float]]
+
+#: Called with each line of metrics; training ends where it returns True.
+Callback = Callable[[Mapping[str, Any]], Any]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """How a run ended. ``stopped_by``: "epochs", "max_steps", "patience", "callback" or "time_limit"."""
+
+    progress: Progress
+    metrics: Mapping[str, Any]
+    stopped_by: str
+    checksum: str
+
+
+def fit(
+    step: Step,
+    batches: BatchSource,
+    *,
+    store: ParameterStore,
+    run: str | os.PathLike[str],
+    resume: bool = False,
+    learning_rate: Schedule | None = None,
+    epochs: float | None = None,
+    max_steps: int | None = None,
+    time_limit: float | None = None,
+    log_every: int = 10,
+    evaluations: Mapping[str, Evaluation] | None = None,
+    evaluate_every: int | None = None,
+    best: str | None = None,
+    patience: int | None = None,
+    checkpoint_every: int | None = None,
+    keep: int = 2,
+    on_save_error: Literal["raise", "warn"] = "raise",
+    must_match: Mapping[str, Any] | None = None,
+    callbacks: Iterable[Callback] = (),
+    progress: bool = True,
+) -> Fitted:
+    """Train, with metrics, evaluations and checkpoints in a run's folder; or go on with a run that was stopped.
+
+        step = tm.function([images, labels, rate], {"loss": tm.average(loss)}, updates=updates, shards=8)
+        batches = tm.training.Batches(train, batch_size=64, seed=0)
+        evaluations = {"val": lambda: tm.training.evaluate(predict, val, 64)}
+        schedule = tm.schedules.warmup_cosine(0.1, total_steps=5000)
+        tm.training.fit(step, batches, store=store, run="runs/one", learning_rate=schedule, epochs=90,
+                        evaluations=evaluations, best="val_top1")
+
+    step: called with a batch's arrays, then with the learning rate where there is one. Its outputs are a dict of
+        averages ("loss", "top1"), or the loss alone.
+    batches: ``Batches``, or anything with its ``batches_from``.
+    store: the parameters; ``store.checksum()`` of it ends the metrics.
+    run: a folder for ``metrics.jsonl`` and ``checkpoints/``; one run at a time.
+    resume: go on from the newest whole checkpoint there, or from the start where there is none. The outcome is the same
+        to the bit as without a stop, on any number of devices; give ``shards`` to every ``tm.function``, those of the
+        evaluations included, since they depend on the devices by default.
+    learning_rate: a function of the number of the step, from 0, as in ``tm.schedules``.
+    epochs, max_steps: the length of the whole run, what was done before a stop included. time_limit: in seconds, for
+        this call; the run is saved and may go on.
+    log_every: steps between lines of metrics. A line has means over the examples since the last one, and mean seconds
+        a step, of which the first compiles; it is written where evaluations are, too.
+    evaluations: functions without arguments, at the end of each epoch and of the run, or every ``evaluate_every``
+        steps; what they give stands in the metrics under "NAME_metric". For averaged parameters (``tm.updates.ema``)
+        give one on a step with ``givens=average.shadows``.
+    best: the metric, such as "val_top1", whose best is kept as a checkpoint; larger is better but for names that end in
+        "loss". patience: end after so many evaluations without a better one.
+    checkpoint_every: steps between checkpoints; at the end of each epoch by default. ``keep`` of them stay.
+    on_save_error: "raise" or "warn" where a checkpoint cannot be written.
+    must_match: what a resumed run must have in common: ``{"classes": names}``.
+    callbacks: functions of a line of metrics, a dict; the run ends where one returns True.
+    progress: a live line, where standard error is a terminal.
+
+    Returns how it ended. SIGTERM and SIGINT finish the step, save, say how to go on, and raise ``Interrupted``, which
+    ends the process.
+
+    Raises ValueError naming the argument, or where the batches end; FileExistsError for a folder with a run in it
+    without ``resume``; RunInUseError; OSError where the disk does not take a line or a checkpoint; and what the step
+    raises.
+    """
+    limits = Limits(epochs, max_steps, time_limit, patience)
+    callbacks = tuple(callbacks)
+    _check(limits, log_every, evaluate_every, checkpoint_every, evaluations, best, patience)
+    state = TrainingState(step, store, must_match=must_match)
+    with RunFolder(run) as folder, Checkpoints(folder.checkpoints, keep, on_error=on_save_error) as checkpoints:
+        begin(state, folder, checkpoints, resume=resume)
+        checkpoints.reserve(state)
+        means, watch, line = Means(state.progress.sums), Stopwatch(), _last(folder)
+        source = iter(batches.batches_from(state.progress.cursor))
+        stopped_by = limits.finished(state.progress)
+        with StopSignals() as signals, ProgressLine(limits.total_steps(state.progress), shown=progress) as live:
+            while stopped_by is None:
+                batch = watch.timed("wait", next, source, None)
+                if batch is None:
+                    raise ValueError(
+                        f"fit(): 'batches' ended after step {state.progress.step}. batches_from() should go on, epoch "
+                        "after epoch, until the run has what it was asked for."
+                    )
+                rate = () if learning_rate is None else (learning_rate(state.progress.step),)
+                skipped = step.skipped
+                outputs = numbers_of(watch.timed("step", step, *batch.arrays, *rate))
+                watch.count(len(batch))
+                if step.skipped == skipped:  # the loss of a step that was left out is no number
+                    means.add(outputs, len(batch))
+                number = state.progress.step + 1
+                state.advance(step=number, cursor=batch.cursor, epoch=batch.epoch)
+                stopped_by = limits.finished(state.progress)
+
+                ends_epoch = batch.epoch == int(batch.epoch)
+                evaluated: dict[str, float] = {}
+                if stopped_by or (number % evaluate_every == 0 if evaluate_every else ends_epoch):
+                    evaluated = _evaluated(evaluations)
+                    state.advance(**(judged(state.progress, evaluated, best) if evaluated else {}))
+                    stopped_by = limits.finished(state.progress)
+
+                if stopped_by or evaluated or number % log_every == 0:
+                    line = {"step": number, "epoch": batch.epoch, "loss": None, "top1": None, **means.taken()}
+                    line |= {"learning_rate": rate[0]} if rate else {}
+                    line |= watch.taken() | evaluated
+                    folder.metrics.append(line)
+                    if True in [callback(line) for callback in callbacks]:
+                        stopped_by = stopped_by or "callback"
+                live.update(number, line)
+
+                if stopped_by is None and (signals.received or limits.out_of_time()):
+                    stopped_by = signals.received.name if signals.received else "time_limit"
+                is_best = bool(evaluated) and state.progress.best_step == number
+                if stopped_by or is_best or (number % checkpoint_every == 0 if checkpoint_every else ends_epoch):
+                    state.advance(metrics_position=folder.metrics.position, sums=means.sums)
+                    checkpoints.save(number, state, best=is_best)
+                checkpoints.check()
+            checkpoints.wait()
+        if signals.received and stopped_by == signals.received.name:
+            raise interrupted(signals, state, folder)
+        checksum = store.checksum()
+        if stopped_by != "time_limit":
+            line = {**line, "final": True, "checksum": checksum}
+            folder.metrics.append(line)
+        return Fitted(state.progress, line, stopped_by, checksum)
+
+
+def begin(state: TrainingState, folder: RunFolder, checkpoints: Checkpoints, *, resume: bool) -> None:
+    """Go on from the newest whole checkpoint, or begin in an empty folder."""
+    if not resume and (checkpoints.paths() or folder.metrics.position):
+        raise FileExistsError(
+            f"fit(): '{folder.path}' has a run in it. Go on with it by resume=True, or give another folder."
+        )
+    newest = checkpoints.newest()
+    if newest is not None:
+        state.restore(newest)
+    folder.metrics.truncate(state.progress.metrics_position)
+
+
+def interrupted(signals: StopSignals, state: TrainingState, folder: RunFolder) -> Interrupted:
+    """What ends a run that was stopped by a signal; it is said on standard error as well."""
+    assert signals.received is not None
+    sentence = (
+        f"Stopped by {signals.received.name} after step {state.progress.step} (epoch {state.progress.epoch:.2f}); the "
+        f"run is saved in '{folder.path}'. Go on with fit(..., run='{folder.path}', resume=True), or on the command "
+        f"line with theano-mgpu train --resume {folder.path}"
+    )
+    print(sentence, file=sys.stderr, flush=True)
+    return Interrupted(signals.received, sentence)
+
+
+def _evaluated(evaluations: Mapping[str, Evaluation] | None) -> dict[str, float]:
+    return {
+        f"{name}_{metric}": value
+        for name, evaluation in (evaluations or {}).items()
+        for metric, value in evaluation().items()
+    }
+
+
+def _last(folder: RunFolder) -> dict[str, Any]:
+    lines = folder.metrics.lines()
+    return lines[-1] if lines else {}
+
+
+def _check(
+    limits: Limits,
+    log_every: int,
+    evaluate_every: int | None,
+    checkpoint_every: int | None,
+    evaluations: Mapping[str, Evaluation] | None,
+    best: str | None,
+    patience: int | None,
+) -> None:
+    numbers = {"log_every": log_every, "evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every}
+    for name, value in numbers.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"fit(): '{name}' should be an integer of at least 1, not {value!r}.")
+    if best is not None and not evaluations:
+        raise ValueError(f"fit(): best='{best}' needs 'evaluations' that give it.")
+    if patience is not None and best is None:
+        raise ValueError(
+            "fit(): 'patience' counts evaluations without a better one: say by 'best' which metric counts."
+        )

@@ -1,0 +1,69 @@
+"""A run's folder: a lock, so that one run at a time writes there, the metrics, and where the checkpoints are."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+from types import TracebackType
+
+from theano_mgpu.errors import RunInUseError
+from theano_mgpu.training.metrics import MetricsFile
+
+__all__ = ["RunFolder"]
+
+
+class RunFolder:
+    """The folder of one training run, locked inside a ``with`` block.
+
+        metrics.jsonl    a line for every logged step: ``folder.metrics``
+        checkpoints/     ``folder.checkpoints``
+        lock             which process trains here
+
+    The system lets go of the lock when its process ends, also when it is killed, so a lock is never left behind.
+
+    Entering makes the folder. Raises RunInUseError where another run is in it, naming its process, and OSError where it
+    cannot be made or written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.metrics = MetricsFile(self.path / "metrics.jsonl")
+        self.checkpoints = self.path / "checkpoints"
+        self._lock: int | None = None
+
+    def __enter__(self) -> RunFolder:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"RunFolder(): cannot write to the run's folder '{self.path}': {error.strerror}. Give another folder, "
+                "or let this one be written to.",
+            ) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+            os.close(descriptor)
+            raise RunInUseError(
+                f"RunFolder(): in '{self.path}' a run is going on ({holder}). Stop it first, or give this one another "
+                "folder."
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        self._lock = descriptor
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            os.ftruncate(self._lock, 0)
+            os.close(self._lock)
+            self._lock = None
+
+    def __repr__(self) -> str:
+        return f"<run folder '{self.path}'>"
