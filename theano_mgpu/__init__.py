@@ -4,7 +4,14 @@ from theano_mgpu import data, init, layers, lowering, models, nn, schedules, upd
 from theano_mgpu.arguments import In
 from theano_mgpu.averages import average, grad, maximum, minimum, total
 from theano_mgpu.devices import Context, Contexts, contexts
-from theano_mgpu.errors import CutError, DeviceMemoryError, DivergenceError, NonFiniteError, UnsupportedGraphError
+from theano_mgpu.errors import (
+    CutError,
+    DeviceMemoryError,
+    DivergenceError,
+    ImageError,
+    NonFiniteError,
+    UnsupportedGraphError,
+)
 from theano_mgpu.frontend import function
 from theano_mgpu.plan import Plan
 from theano_mgpu.regions import recompute
@@ -21,6 +28,7 @@ __all__ = [
     "CutError",
     "DeviceMemoryError",
     "DivergenceError",
+    "ImageError",
     "In",
     "NonFiniteError",
     "ParameterStore",

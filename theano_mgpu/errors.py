@@ -4,7 +4,8 @@ ArithmeticError
 ├── DivergenceError       devices that should have the same bits have not
 └── NonFiniteError        a step's update held NaN or infinity; no parameter was changed
 ValueError
-└── CutError              a graph that cannot be cut into a device part and a host part
+├── CutError              a graph that cannot be cut into a device part and a host part
+└── ImageError            bytes that are no image, a damaged one, or one with too many pixels
 NotImplementedError
 └── UnsupportedGraphError a graph with a node that cannot run on the devices
 MemoryError
@@ -13,7 +14,7 @@ MemoryError
 
 from __future__ import annotations
 
-__all__ = ["CutError", "DeviceMemoryError", "DivergenceError", "NonFiniteError", "UnsupportedGraphError"]
+__all__ = ["CutError", "DeviceMemoryError", "DivergenceError", "ImageError", "NonFiniteError", "UnsupportedGraphError"]
 
 
 class DivergenceError(ArithmeticError):
@@ -26,6 +27,10 @@ class NonFiniteError(ArithmeticError):
 
 class CutError(ValueError):
     """A graph cannot be cut: something above the averages depends on batch data without passing one."""
+
+
+class ImageError(ValueError):
+    """Bytes that are no image, a damaged one, or one with more pixels than allowed."""
 
 
 class DeviceMemoryError(MemoryError):

@@ -1,8 +1,18 @@
-"""Data: the bundled photographs, and a reader for folders of images in ImageNet's layout."""
+"""Data: folders of images, the bundled photographs, and readers for published data sets."""
 
 from __future__ import annotations
 
-from theano_mgpu.data.image_folder import Examples, class_names, read_split
+from theano_mgpu.data.decoding import MAX_PIXELS, decode
+from theano_mgpu.data.in_memory import Examples, class_names, read_split
 from theano_mgpu.data.photographs import Photograph, bundled_photographs, photographs
 
-__all__ = ["Examples", "Photograph", "bundled_photographs", "class_names", "photographs", "read_split"]
+__all__ = [
+    "MAX_PIXELS",
+    "Examples",
+    "Photograph",
+    "bundled_photographs",
+    "class_names",
+    "decode",
+    "photographs",
+    "read_split",
+]
