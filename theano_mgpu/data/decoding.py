@@ -127,9 +127,10 @@ def _decode_jpeg(data: bytes, size: tuple[int, int], least: tuple[int | None, in
     orientation = _jpeg_orientation(data)
     if orientation >= 5:
         least = least[::-1]
-    # simplejpeg takes 0 as no bound, and the smallest scale where a bound is out of reach.
-    bounds = [min(bound or 0, side) for bound, side in zip(least, size, strict=True)]
-    scaled = {"min_width": bounds[0], "min_height": bounds[1]}
+    width, height = (bound or 0 for bound in least)
+    # simplejpeg takes 0 as no bound, and gives the smallest scale of all where a bound is out of reach.
+    reachable = width <= size[0] and height <= size[1]
+    scaled = {"min_width": width, "min_height": height} if reachable else {}
     try:
         pixels = simplejpeg.decode_jpeg(data, **scaled)
     except ValueError:
