@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from theano_mgpu.data.decoding import MAX_PIXELS, decode
+from theano_mgpu.data.folders import BrokenImage, Duplicate, ImageFile, ImageFiles, ImageFolder, image_folder
 from theano_mgpu.data.in_memory import Examples, class_names, read_split
 from theano_mgpu.data.photographs import Photograph, bundled_photographs, photographs
 
 __all__ = [
     "MAX_PIXELS",
+    "BrokenImage",
+    "Duplicate",
     "Examples",
+    "ImageFile",
+    "ImageFiles",
+    "ImageFolder",
     "Photograph",
     "bundled_photographs",
     "class_names",
     "decode",
+    "image_folder",
     "photographs",
     "read_split",
 ]
