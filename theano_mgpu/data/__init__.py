@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from theano_mgpu.data.decoding import MAX_PIXELS, decode
-from theano_mgpu.data.folders import BrokenImage, Duplicate, ImageFile, ImageFiles, ImageFolder, image_folder
+from theano_mgpu.data.folders import BrokenImage, Duplicate, ImageFolder, image_folder
+from theano_mgpu.data.image_files import ImageFile, ImageFiles
 from theano_mgpu.data.in_memory import Examples, class_names, read_split
 from theano_mgpu.data.photographs import Photograph, bundled_photographs, photographs
 

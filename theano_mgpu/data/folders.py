@@ -12,24 +12,17 @@ from typing import Literal
 
 import numpy as np
 
-from theano_mgpu.data.decoding import MAX_PIXELS, check_pixels, decode
+from theano_mgpu.data.decoding import MAX_PIXELS, check_pixels
+from theano_mgpu.data.image_files import ImageFiles
 from theano_mgpu.data.scan import Scan, scan
 from theano_mgpu.data.table import folder_table
 from theano_mgpu.errors import ImageError
 
-__all__ = ["BrokenImage", "Duplicate", "ImageFile", "ImageFiles", "ImageFolder", "image_folder"]
+__all__ = ["BrokenImage", "Duplicate", "ImageFolder", "image_folder"]
 
 _LAYOUT = "Expected train/CLASS/* and val/CLASS/*, or CLASS/*, with images in them."
 _VAL_FRACTION = 0.1
 _NAMED = 20  # files that a message names; all of them stand in the dataset
-
-
-@dataclass(frozen=True)
-class ImageFile:
-    """One example that was not read yet."""
-
-    path: Path
-    label: int
 
 
 @dataclass(frozen=True)
@@ -46,60 +39,6 @@ class Duplicate:
 
     train: Path
     val: Path
-
-
-@dataclass(frozen=True, eq=False)
-class ImageFiles(Sequence[ImageFile]):
-    """The examples of one split, class by class, in the order of their names.
-
-    ``labels`` int32 ``(n,)``; ``widths`` and ``heights`` in pixels, as displayed, and ``file_sizes`` in bytes, int64
-    ``(n,)``. Names are kept in one piece of memory, which worker processes share, where a list of a million strings
-    would be copied page by page as its reference counts change.
-    """
-
-    root: Path
-    names: bytes  # relative to root, as the file system has them, one behind the other
-    ends: np.ndarray  # where each name ends
-    labels: np.ndarray
-    widths: np.ndarray
-    heights: np.ndarray
-    file_sizes: np.ndarray
-    max_pixels: int = MAX_PIXELS
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> ImageFile:  # type: ignore[override]
-        """Raises IndexError out of range, TypeError for a slice."""
-        return ImageFile(self.path(index), int(self.labels[index]))
-
-    def name(self, index: int) -> str:
-        """The path relative to ``root``."""
-        index = range(len(self))[index]
-        start = self.ends[index - 1] if index else 0
-        return os.fsdecode(self.names[start : self.ends[index]])
-
-    def path(self, index: int) -> Path:
-        return self.root / self.name(index)
-
-    def bytes(self, index: int) -> bytes:
-        """The file's content. Raises ImageError, naming the file, if it cannot be read."""
-        path = self.path(index)
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise ImageError(f"'{path}' cannot be read ({error.strerror}).") from error
-
-    def read(self, index: int, *, min_width: int | None = None, min_height: int | None = None) -> np.ndarray:
-        """The pixels, uint8 ``(height, width, 3)``, as ``tm.data.decode`` has them.
-
-        Raises ImageError, naming the file: a scan finds files that are cut off, but not every other damage.
-        """
-        content = self.bytes(index)
-        try:
-            return decode(content, min_width=min_width, min_height=min_height, max_pixels=self.max_pixels)
-        except ImageError as error:
-            raise ImageError(f"'{self.path(index)}': {error}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +65,7 @@ def image_folder(
     progress: bool | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> ImageFolder:
-    """A data set of image files, ``train/CLASS/*`` and ``val/CLASS/*``, or ``CLASS/*`` of which a part is for validation.
+    """A data set of image files: ``train/CLASS/*`` and ``val/CLASS/*``, or ``CLASS/*``, a part of it for validation.
 
     Without a ``val`` folder, ``val_fraction`` (0.1 if None) of the files are for validation. Which ones depends on
     ``seed`` and each file's name below the class folders' parent alone: a file that is added moves no other.
@@ -142,8 +81,8 @@ def image_folder(
     terminal.
 
     Raises FileNotFoundError for a folder that is missing, empty or without classes, NotADirectoryError for a file,
-    ValueError for a single class, a class in ``val`` that ``train`` lacks, a split without images, or an argument out of
-    range.
+    ValueError for a single class, a class in ``val`` that ``train`` lacks, a split without images, or an argument out
+    of range.
     """
     path = Path(path)
     if on_bad_image not in ("skip", "raise"):
@@ -179,8 +118,7 @@ def image_folder(
     else:
         in_val = np.arange(len(good)) >= found.counts[: len(classes)].sum()
     rows = {"train": np.flatnonzero(good & ~in_val), "val": np.flatnonzero(good & in_val)}
-    empty = not len(rows["train"]) or (not len(rows["val"]) and val_fraction != 0)
-    if empty:
+    if not len(rows["train"]) or (not len(rows["val"]) and val_fraction != 0):
         split = "val" if len(rows["train"]) else "train"
         raise ValueError(
             f"image_folder(): no image of '{path}' is in '{split}' ({len(found.names)} files, {len(broken)} of them "
@@ -234,8 +172,8 @@ def _layout(path: Path) -> tuple[str, str | None, tuple[str, ...]]:
     unknown = [name for name in val if name not in set(classes)]
     if unknown:
         raise ValueError(
-            f"image_folder(): '{path / 'val'}' has {_some(unknown)} without a folder in '{path / 'train'}'. Every class "
-            "in 'val' needs one of the same name in 'train'."
+            f"image_folder(): '{path / 'val'}' has {_some(unknown)} without a folder in '{path / 'train'}'. Every "
+            "class in 'val' needs one of the same name in 'train'."
         )
     return train, "val", classes
 
@@ -316,7 +254,7 @@ def _warnings(dataset: ImageFolder, found: Scan) -> Iterator[str]:
         small = np.flatnonzero(np.minimum(files.widths, files.heights) == 1)
         if len(small):
             names = ", ".join(f"'{files.path(i)}' ({files.widths[i]} x {files.heights[i]})" for i in small[:_NAMED])
-            yield f"{len(small)} images in '{split}' are one pixel wide or high, perhaps placeholders: {names}. They stay in."
+            yield f"{len(small)} images in '{split}' are one pixel wide or high: {names}. They stay in; are they meant?"
     if found.subfolders:
         names = ", ".join(f"'{Path(found.root, name)}'" for name in found.subfolders[:_NAMED])
         yield f"{len(found.subfolders)} folders inside class folders are not read: {names}. Move their images up."
