@@ -122,14 +122,15 @@ def scan(root: str | Path, folders: Sequence[str], *, progress: bool | None = No
     """
     root = str(root)
     cache = _load(root)
+    console = Console(stderr=True)
     with (
         Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
+            console=console,
+            transient=console.is_terminal,  # in a log the last line stays
             disable=not (sys.stderr.isatty() if progress is None else progress),
         ) as bar,
         _threads() as pool,
@@ -278,7 +279,8 @@ class _Cache:
 
 def _load(root: str) -> _Cache:
     try:
-        with np.load(cache_file(root), allow_pickle=False) as file:
+        # Opened here: of a damaged one np.load would leave the file open.
+        with cache_file(root).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             if file["version"] == _VERSION and file["rows"].dtype == _ROW:
                 problems = [problem.decode() for problem in _parts(file["problems"])]
                 return _Cache(_parts(file["folders"]), file["counts"], _parts(file["names"]), file["rows"], problems)
