@@ -7,6 +7,7 @@ from theano_mgpu.data.folders import BrokenImage, Duplicate, ImageFolder, image_
 from theano_mgpu.data.image_files import ImageFile, ImageFiles
 from theano_mgpu.data.in_memory import Examples, class_names, read_split
 from theano_mgpu.data.photographs import Photograph, bundled_photographs, photographs
+from theano_mgpu.data.published import Splits, cifar10, cifar100, digits, mnist
 
 __all__ = [
     "MAX_PIXELS",
@@ -17,10 +18,15 @@ __all__ = [
     "ImageFiles",
     "ImageFolder",
     "Photograph",
+    "Splits",
     "bundled_photographs",
+    "cifar10",
+    "cifar100",
     "class_names",
     "decode",
+    "digits",
     "image_folder",
+    "mnist",
     "photographs",
     "read_split",
 ]
