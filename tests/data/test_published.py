@@ -112,7 +112,7 @@ def test_digits_are_scikit_learns_each_in_one_split():
     theirs = load_digits()
 
     def rows(images, labels):
-        return sorted(tuple(image.ravel()) + (label,) for image, label in zip(images, labels, strict=True))
+        return sorted((*image.ravel().tolist(), int(label)) for image, label in zip(images, labels, strict=True))
 
     np.testing.assert_array_equal(
         rows(np.round(images[..., 0] * (16 / 255)).astype(int), labels), rows(theirs.images.astype(int), theirs.target)

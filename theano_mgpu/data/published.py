@@ -28,9 +28,9 @@ class Splits:
 
 
 def cifar10(folder: str | Path) -> Splits:
-    """CIFAR-10's binary version: ``data_batch_1.bin`` to ``data_batch_5.bin``, ``test_batch.bin``, ``batches.meta.txt``.
+    """CIFAR-10's binary version.
 
-    ``folder`` holds them, or holds the archive's ``cifar-10-batches-bin``. Images are uint8 ``(n, 32, 32, 3)``, RGB.
+    ``folder`` holds ``data_batch_1.bin`` to ``data_batch_5.bin``, ``test_batch.bin`` and ``batches.meta.txt``, or holds the archive's ``cifar-10-batches-bin``. Images are uint8 ``(n, 32, 32, 3)``, RGB.
     Raises FileNotFoundError naming a file that is missing, ValueError for one of another format.
 
     Format: Krizhevsky, "Learning multiple layers of features from tiny images", 2009, and the data set's page: records
@@ -72,7 +72,7 @@ def mnist(folder: str | Path) -> Splits:
             raise ValueError(f"mnist(): '{folder}' has {len(images)} images but {len(labels)} labels in '{split}'.")
         _check_labels(labels, 10, "mnist", Path(folder) / f"{split}-labels-idx1-ubyte")
         splits.append(Examples(_grey(images), labels.astype(np.int32)))
-    return Splits(*splits, classes=tuple("0123456789"))
+    return Splits(splits[0], splits[1], classes=tuple("0123456789"))
 
 
 def digits(*, val_fraction: float = 0.2, seed: int = 0) -> Splits:
