@@ -80,6 +80,7 @@ def test_two_splits_have_the_classes_of_train_in_order(tmp_path):
     assert listed(dataset.val) == [("val/a/7.png", 0), ("val/c/7.png", 2)]
     assert dataset.train.labels.dtype == np.int32
     assert dataset.train.bytes(2) == files["train/b/1.png"]
+    assert [dataset.train[i - 6] for i in range(6)] == list(dataset.train)
     assert dataset.train.path(-1) == tmp_path / "train/c/2.png"
     pixels = dataset.train.read(3)
     assert pixels.dtype == np.uint8
@@ -219,7 +220,9 @@ def test_sizes_are_as_displayed(folder):
     assert list(zip(dataset.train.widths, dataset.train.heights, strict=True))[3:5] == [(20, 40), (22, 44)]
 
 
-def test_files_that_are_in_both_splits_are_reported(folder):
+def test_files_that_are_in_both_splits_are_reported(folder, monkeypatch):
+    hashed, of_bytes = [], scan_module._hash
+    monkeypatch.setattr(scan_module, "_hash", lambda data: hashed.append(len(data)) or of_bytes(data))
     same = noise(4, (400, 300))
     # As long, with the same beginning and end, and another byte in the middle: no duplicate.
     other = bytearray(same)
@@ -232,6 +235,8 @@ def test_files_that_are_in_both_splits_are_reported(folder):
         (pair,) = dataset.duplicates
         assert (pair.train, pair.val) == (folder / "train/a/first.jpg", folder / "val/b/second.jpg")
         assert "1 validation images are also" in str(dataset)
+        # The four that could be alike are read whole, once.
+        assert hashed == [len(same)] * 4
 
 
 def test_only_new_and_changed_files_are_looked_into_again(folder, monkeypatch):
@@ -251,6 +256,11 @@ def test_only_new_and_changed_files_are_looked_into_again(folder, monkeypatch):
     assert sorted(seen) == ["0new.png", "1.png", "1.png"]
     assert third.train.widths.tolist() == [6, 3, 9, 6, 6, 6]
     seen.clear()
+    (folder / "train/b/1.png").write_bytes(content((79, 1, 1), (5, 5)) + b"longer, with an older time")
+    os.utime(folder / "train/b/1.png", ns=(times.st_atime_ns, times.st_mtime_ns + 1))
+    assert image_folder(folder).train.widths.tolist() == [6, 3, 9, 6, 5, 6]
+    assert seen == ["1.png"]
+    seen.clear()
     image_folder(folder)
     assert seen == []
 
@@ -265,6 +275,22 @@ def test_a_file_that_could_not_be_opened_is_tried_again(folder, monkeypatch):
     write(folder, {"later.png": content((60, 60, 60))})
     assert len(image_folder(folder).train) == 7
     assert seen == ["link.png"]
+
+
+def test_a_file_that_may_not_be_read_is_tried_again_though_its_time_is_the_same(folder, monkeypatch):
+    """A permission changes neither; it is played here, as root may read everything."""
+    size, forbidden = scan_module.image_size, (folder / "train/a/1.png").read_bytes()
+
+    def refuse(head):
+        if head == forbidden:
+            raise PermissionError(13, "Permission denied")
+        return size(head)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scan_module, "image_size", refuse)
+        with pytest.warns(UserWarning, match=r"1\.png': cannot be read \(Permission denied\)"):
+            assert len(image_folder(folder).train) == 5
+    assert len(image_folder(folder).train) == 6
 
 
 def test_a_scan_that_is_stopped_keeps_what_it_has_seen(folder, monkeypatch):

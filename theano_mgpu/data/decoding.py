@@ -44,11 +44,10 @@ def decode(
     """
     kind = _kind(data)
     with _Damage(kind):
-        if kind == "JPEG":
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-            check_pixels(width, height, max_pixels)
-            if colours not in ("CMYK", "YCCK"):
-                return _decode_jpeg(data, (width, height), (min_width, min_height))
+        size = _jpeg_size(data) if kind == "JPEG" else None
+        if size is not None:
+            check_pixels(*size, max_pixels)
+            return _decode_jpeg(data, size, (min_width, min_height))
         with _PLUGINS[kind](io.BytesIO(data)) as image:
             check_pixels(*image.size, max_pixels)
             orientation = _orientation(image)
@@ -62,12 +61,11 @@ def image_size(data: bytes) -> tuple[int, int]:
     """
     kind = _kind(data)
     with _Damage(kind):
-        if kind == "JPEG":
-            height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-            orientation = _jpeg_orientation(data)
-        else:
-            with _PLUGINS[kind](io.BytesIO(data)) as image:
-                (width, height), orientation = image.size, _orientation(image)
+        size = _jpeg_size(data) if kind == "JPEG" and b"Exif\0\0" not in data else None
+        if size is not None:
+            return size
+        with _PLUGINS[kind](io.BytesIO(data)) as image:
+            (width, height), orientation = image.size, _orientation(image)
     return (height, width) if orientation >= 5 else (width, height)
 
 
@@ -120,6 +118,15 @@ def _kind(data: bytes) -> str:
     if not data:
         raise ImageError("no bytes, expected a JPEG, PNG, WebP or GIF")
     raise ImageError(f"not a JPEG, PNG, WebP or GIF; it begins with {data[:8]!r}")
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height as stored; None for what is left to Pillow: CMYK, rare subsampling, and damage."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except (ValueError, KeyError):  # KeyError is what it raises of a subsampling that it has no name for
+        return None
+    return None if colours in ("CMYK", "YCCK") else (width, height)
 
 
 def _decode_jpeg(data: bytes, size: tuple[int, int], least: tuple[int | None, int | None]) -> np.ndarray:

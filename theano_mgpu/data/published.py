@@ -30,7 +30,8 @@ class Splits:
 def cifar10(folder: str | Path) -> Splits:
     """CIFAR-10's binary version.
 
-    ``folder`` holds ``data_batch_1.bin`` to ``data_batch_5.bin``, ``test_batch.bin`` and ``batches.meta.txt``, or holds the archive's ``cifar-10-batches-bin``. Images are uint8 ``(n, 32, 32, 3)``, RGB.
+    ``folder`` holds ``data_batch_1.bin`` to ``data_batch_5.bin``, ``test_batch.bin`` and ``batches.meta.txt``, or
+    holds the archive's ``cifar-10-batches-bin``. Images are uint8 ``(n, 32, 32, 3)``, RGB.
     Raises FileNotFoundError naming a file that is missing, ValueError for one of another format.
 
     Format: Krizhevsky, "Learning multiple layers of features from tiny images", 2009, and the data set's page: records

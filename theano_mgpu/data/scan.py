@@ -273,7 +273,6 @@ class _Cache:
         else:
             known = np.arange(len(names))
         same = (old_rows["mtime"] == rows["mtime"][known]) & (old_rows["size"] == rows["size"][known])
-        same &= old_rows["mtime"] != -1
         rows[known[same]] = old_rows[same]
 
 
