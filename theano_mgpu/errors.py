@@ -5,7 +5,8 @@ ArithmeticError
 └── NonFiniteError        a step's update held NaN or infinity; no parameter was changed
 ValueError
 ├── CutError              a graph that cannot be cut into a device part and a host part
-└── DamagedCheckpointError a checkpoint's file is not what was saved
+├── DamagedCheckpointError a checkpoint's file is not what was saved
+└── ImageError            bytes that are no image, a damaged one, or one with too many pixels
 RuntimeError
 └── RunInUseError         another process, or this one, trains in the same run folder
 NotImplementedError
@@ -21,6 +22,7 @@ __all__ = [
     "DamagedCheckpointError",
     "DeviceMemoryError",
     "DivergenceError",
+    "ImageError",
     "NonFiniteError",
     "RunInUseError",
     "UnsupportedGraphError",
@@ -41,6 +43,10 @@ class CutError(ValueError):
 
 class DamagedCheckpointError(ValueError):
     """A checkpoint's file is cut short or changed: it does not hold what was saved."""
+
+
+class ImageError(ValueError):
+    """Bytes that are no image, a damaged one, or one with more pixels than allowed."""
 
 
 class RunInUseError(RuntimeError):

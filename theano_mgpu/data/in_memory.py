@@ -1,4 +1,4 @@
-"""Folders of images in ImageNet's layout, ``SPLIT/CLASS/*.jpg``, read whole into memory."""
+"""Images held in memory, and small folders in ImageNet's layout, ``SPLIT/CLASS/*.jpg``, read whole into it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+
+from theano_mgpu.data.decoding import decode
+from theano_mgpu.errors import ImageError
 
 __all__ = ["Examples", "class_names", "read_split"]
 
@@ -61,7 +63,7 @@ def read_split(folder: str | Path, split: str) -> Examples:
 
     Greyscale images get three equal channels. All images must have one size, the first one's.
     Raises FileNotFoundError if there are no images, ValueError for a class that ``train`` lacks or an image of another
-    size, naming it.
+    size, ImageError (a ValueError) for a file that is no image, naming it.
     """
     folder = Path(folder)
     names = class_names(folder)
@@ -87,5 +89,7 @@ def read_split(folder: str | Path, split: str) -> Examples:
 
 
 def _read_image(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+    try:
+        return decode(path.read_bytes())
+    except ImageError as error:
+        raise ImageError(f"read_split(): '{path}': {error}") from error
