@@ -97,7 +97,7 @@ def test_page_runs_and_prints_what_it_says(page: Path, tmp_path: Path) -> None:
     process = subprocess.run(
         [sys.executable, __file__, str(page)],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=DEADLINE,
