@@ -88,6 +88,15 @@ def test_a_stopwatch_says_what_it_measured_and_nothing_else():
     assert watch.taken()["images_per_s"] is None
 
 
+@pytest.fixture
+def python_sees_ctrl_c():
+    """A shell's background process, as the tests may be one, ignores SIGINT from the start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("python_sees_ctrl_c")
 def test_a_second_signal_does_what_it_always_did():
     with StopSignals() as signals:
         os.kill(os.getpid(), signal.SIGINT)
