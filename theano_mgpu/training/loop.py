@@ -123,7 +123,7 @@ def fit(
                 rate = () if learning_rate is None else (learning_rate(state.progress.step),)
                 skipped = step.skipped
                 outputs = numbers_of(watch.timed("step", step, *batch.arrays, *rate))
-                watch.count(len(batch))
+                watch.count(len(batch), step.seconds)
                 if step.skipped == skipped:  # the loss of a step that was left out is no number
                     means.add(outputs, len(batch))
                 number = state.progress.step + 1
