@@ -18,7 +18,7 @@ from tests.training.network import PulledPlug, network, pull_the_plug, train
 ROOT = Path(__file__).parents[2]
 #: Lines of metrics lie between checkpoints, and behind the last one when a run is stopped.
 RUN = {"max_steps": 10, "evaluated": True, "log_every": 5}
-MEASURED = ("images_per_s", "step_seconds", "wait")
+MEASURED = ("images_per_s", "step_seconds", "wait", "copy", "compute", "gather", "update")
 
 
 def metrics(run):
