@@ -6,17 +6,22 @@ from theano_mgpu.data.decoding import MAX_PIXELS, decode
 from theano_mgpu.data.folders import BrokenImage, Duplicate, ImageFolder, image_folder
 from theano_mgpu.data.image_files import ImageFile, ImageFiles
 from theano_mgpu.data.in_memory import Examples, class_names, read_split
+from theano_mgpu.data.packing import pack
+from theano_mgpu.data.packs import PACK_INDEX, Packed, PackedImages, is_pack, packed
 from theano_mgpu.data.photographs import Photograph, bundled_photographs, photographs
 from theano_mgpu.data.published import Splits, cifar10, cifar100, digits, mnist
 
 __all__ = [
     "MAX_PIXELS",
+    "PACK_INDEX",
     "BrokenImage",
     "Duplicate",
     "Examples",
     "ImageFile",
     "ImageFiles",
     "ImageFolder",
+    "Packed",
+    "PackedImages",
     "Photograph",
     "Splits",
     "bundled_photographs",
@@ -26,7 +31,10 @@ __all__ = [
     "decode",
     "digits",
     "image_folder",
+    "is_pack",
     "mnist",
+    "pack",
+    "packed",
     "photographs",
     "read_split",
 ]

@@ -14,13 +14,14 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from theano_mgpu.data.folders import ImageFolder
+    from theano_mgpu.data.packs import Packed
 
 __all__ = ["folder_table"]
 
 _LINES = 40  # classes that are listed; of more, the first and last twenty
 
 
-def folder_table(dataset: ImageFolder) -> str:
+def folder_table(dataset: ImageFolder | Packed) -> str:
     """Classes with their numbers of images, sizes, and the numbers of broken and doubled files."""
     counts = {
         split: np.bincount(files.labels, minlength=len(dataset.classes))
