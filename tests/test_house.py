@@ -41,6 +41,7 @@ ROOMS = [
     "launch",
     "plan",
     "preparation",
+    "laps",
     "shards",
     "results",
     "finite",

@@ -23,9 +23,11 @@ SIZES = {"train/a": [(60, 40), (40, 60), (33, 90), (20, 20)], "train/ü b": [(16
 
 
 def picture(width, height, kind="JPEG", exif=None):
-    """A colourful slope: what a scaled JPEG keeps nearly."""
+    """A slope in each colour, which a scaled JPEG nearly keeps, and a fine pattern, which scaling averages away."""
     y, x = np.mgrid[:height, :width]
-    pixels = np.stack([255 * x / width, 255 * y / height, 128 + 60 * np.sin(x / 9)], axis=2).astype(np.uint8)
+    pattern = 40 * ((x + y) % 2)
+    slopes = [200 * x / width, 200 * y / height, 100 + 60 * np.sin(x / 9)]
+    pixels = np.stack([slope + pattern for slope in slopes], axis=2).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, **({"quality": 95} if kind == "JPEG" else {}), exif=exif or Image.Exif())
     return file.getvalue()
@@ -95,13 +97,14 @@ def test_larger_images_are_scaled_as_pillow_does_it_and_others_kept(tmp_path, fo
     exif = Image.Exif()
     exif[0x0112] = 6
     (folder / "train/a/5.jpg").write_bytes(picture(80, 50, exif=exif))
+    (folder / "train/a/6.jpg").write_bytes(picture(32, 41))
     source = image_folder(folder)
     data = pack(source, tmp_path / "pack", shorter_side=32)
     assert data.shorter_side == 32
     sizes = list(zip(data.train.widths, data.train.heights, strict=True))
-    # The longer side as torchvision has it: int(longer * 32 / shorter). The last of "a" was turned upright.
-    assert sizes == [(48, 32), (32, 48), (32, 87), (20, 20), (32, 51), (16, 80), (32, 32)]
-    assert data.train.file_sizes.tolist() == [len(data.train.bytes(i)) for i in range(7)]
+    # The longer side as torchvision has it: int(longer * 32 / shorter). The one of 51 was turned upright.
+    assert sizes == [(48, 32), (32, 48), (32, 87), (20, 20), (32, 51), (32, 41), (16, 80), (32, 32)]
+    assert data.train.file_sizes.tolist() == [len(data.train.bytes(i)) for i in range(8)]
     for index, size in enumerate(sizes):
         if min(source.train.widths[index], source.train.heights[index]) <= 32:
             assert data.train.bytes(index) == source.train.bytes(index)

@@ -37,6 +37,10 @@ def test_fit_is_the_plain_loop(eight, tmp_path):
     assert [line["learning_rate"] for line in lines[:3]] == [rate(1), rate(3), rate(4)]
     assert [line["epoch"] for line in lines[:2]] == [16 / 22, 30 / 22]
     assert lines[0]["images_per_s"] == pytest.approx(16 / (2 * lines[0]["wait"] + 2 * lines[0]["step_seconds"]))
+    for line in lines[1:3]:  # the first compiles
+        parts = [line[part] for part in ("copy", "compute", "gather", "update")]
+        assert sum(parts) == pytest.approx(line["step_seconds"], rel=0.2)
+        assert min(parts) > 0
 
 
 def test_epochs_end_a_run_and_the_learning_rate_may_be_the_steps_own(eight, tmp_path):

@@ -7,11 +7,14 @@ from theano_mgpu.training.checkpoint_file import read_checkpoint
 from theano_mgpu.training.checkpoints import Checkpoints
 from theano_mgpu.training.evaluation import evaluate
 from theano_mgpu.training.learning_rate_finder import RatesTried, find_learning_rate
+from theano_mgpu.training.live_display import LiveDisplay
 from theano_mgpu.training.loop import Fitted, begin, fit, interrupted
 from theano_mgpu.training.metrics import Means, MetricsFile, Stopwatch
 from theano_mgpu.training.run_folder import RunFolder
 from theano_mgpu.training.signals import Interrupted, StopSignals
 from theano_mgpu.training.state import Checkpoint, Progress, TrainingState
+from theano_mgpu.training.tensorboard import TensorBoard
+from theano_mgpu.training.time_split import time_split, verdict
 
 __all__ = [
     "Batch",
@@ -21,6 +24,7 @@ __all__ = [
     "Checkpoints",
     "Fitted",
     "Interrupted",
+    "LiveDisplay",
     "Means",
     "MetricsFile",
     "Progress",
@@ -28,6 +32,7 @@ __all__ = [
     "RunFolder",
     "StopSignals",
     "Stopwatch",
+    "TensorBoard",
     "TrainingState",
     "begin",
     "evaluate",
@@ -35,4 +40,6 @@ __all__ = [
     "fit",
     "interrupted",
     "read_checkpoint",
+    "time_split",
+    "verdict",
 ]

@@ -14,8 +14,8 @@ from theano_mgpu.store import ParameterStore
 from theano_mgpu.training.batches import BatchSource
 from theano_mgpu.training.checkpoints import Checkpoints
 from theano_mgpu.training.limits import Limits, judged
+from theano_mgpu.training.live_display import LiveDisplay
 from theano_mgpu.training.metrics import Means, Stopwatch, numbers_of
-from theano_mgpu.training.progress_line import ProgressLine
 from theano_mgpu.training.run_folder import RunFolder
 from theano_mgpu.training.signals import Interrupted, StopSignals
 from theano_mgpu.training.state import Progress, TrainingState
@@ -93,7 +93,7 @@ def fit(
     on_save_error: "raise" or "warn" where a checkpoint cannot be written.
     must_match: what a resumed run must have in common: ``{"classes": names}``.
     callbacks: functions of a line of metrics, a dict; the run ends where one returns True.
-    progress: a live line, where standard error is a terminal.
+    progress: a live display where standard error is a terminal, else a plain line there for each line of metrics.
 
     Returns how it ended. SIGTERM and SIGINT finish the step, save, say how to go on, and raise ``Interrupted``, which
     ends the process.
@@ -112,7 +112,7 @@ def fit(
         means, watch, line = Means(state.progress.sums), Stopwatch(), _last(folder)
         source = iter(batches.batches_from(state.progress.cursor))
         stopped_by = limits.finished(state.progress)
-        with StopSignals() as signals, ProgressLine(limits.total_steps(state.progress), shown=progress) as live:
+        with StopSignals() as signals, LiveDisplay(shown=progress, contexts=step.contexts) as live:
             while stopped_by is None:
                 batch = watch.timed("wait", next, source, None)
                 if batch is None:
@@ -123,7 +123,7 @@ def fit(
                 rate = () if learning_rate is None else (learning_rate(state.progress.step),)
                 skipped = step.skipped
                 outputs = numbers_of(watch.timed("step", step, *batch.arrays, *rate))
-                watch.count(len(batch))
+                watch.count(len(batch), step.seconds)
                 if step.skipped == skipped:  # the loss of a step that was left out is no number
                     means.add(outputs, len(batch))
                 number = state.progress.step + 1
@@ -144,7 +144,7 @@ def fit(
                     folder.metrics.append(line)
                     if True in [callback(line) for callback in callbacks]:
                         stopped_by = stopped_by or "callback"
-                live.update(number, line)
+                live.update(number, line, limits.total_steps(state.progress))
 
                 if stopped_by is None and (signals.received or limits.out_of_time()):
                     stopped_by = signals.received.name if signals.received else "time_limit"
