@@ -10,6 +10,7 @@ from theano_mgpu.training.learning_rate_finder import RatesTried, find_learning_
 from theano_mgpu.training.live_display import LiveDisplay
 from theano_mgpu.training.loop import Fitted, begin, fit, interrupted
 from theano_mgpu.training.metrics import Means, MetricsFile, Stopwatch
+from theano_mgpu.training.prediction import Prediction, predictions
 from theano_mgpu.training.run_folder import RunFolder
 from theano_mgpu.training.signals import Interrupted, StopSignals
 from theano_mgpu.training.state import Checkpoint, Progress, TrainingState
@@ -27,6 +28,7 @@ __all__ = [
     "LiveDisplay",
     "Means",
     "MetricsFile",
+    "Prediction",
     "Progress",
     "RatesTried",
     "RunFolder",
@@ -39,6 +41,7 @@ __all__ = [
     "find_learning_rate",
     "fit",
     "interrupted",
+    "predictions",
     "read_checkpoint",
     "time_split",
     "verdict",
