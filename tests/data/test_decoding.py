@@ -132,7 +132,7 @@ def test_damaged_exif_is_no_reason_to_refuse_the_pixels():
 def test_a_jpeg_decoded_at_its_own_scale_is_large_enough_and_no_larger_than_needed(width, height, least):
     data = encoded(picture(width, height), "JPEG")
     pixels = decode(data, min_width=least[0], min_height=least[1])
-    scales = [(-(-height * n // 8), -(-width * n // 8)) for n in range(1, 9)]
+    scales = [(-(-height * n // 8), -(-width * n // 8)) for n in (1, 2, 4, 8)]
     enough = [size for size in scales if size[0] >= least[1] and size[1] >= least[0]]
     assert pixels.shape[:2] == (enough[0] if enough else (height, width))
 
@@ -147,7 +147,8 @@ def test_a_reduced_jpeg_shows_the_same_picture_and_knows_which_way_up_it_is():
     exif[0x0112] = 6
     turned = encoded(picture(400, 240), "JPEG", exif=exif)
     assert decode(turned, min_width=120, min_height=200).shape == (200, 120, 3)
-    assert decode(turned, min_width=200, min_height=120).shape == (350, 210, 3)
+    assert decode(turned, min_width=100, min_height=101).shape == (200, 120, 3)
+    assert decode(turned, min_width=121, min_height=100).shape == (400, 240, 3)
     assert decode(encoded(picture(), "PNG"), min_width=5, min_height=5).shape == (24, 40, 3)
 
 

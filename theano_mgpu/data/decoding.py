@@ -27,7 +27,12 @@ _ORIENTATION = 0x0112  # EXIF 2.32, section 4.6.4: how the camera was held, 1 (u
 
 
 def decode(
-    data: bytes, *, min_width: int | None = None, min_height: int | None = None, max_pixels: int = MAX_PIXELS
+    data: bytes,
+    *,
+    min_width: int | None = None,
+    min_height: int | None = None,
+    fast: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
     """The pixels of an image file, uint8 ``(height, width, 3)``, RGB, upright.
 
@@ -35,9 +40,10 @@ def decode(
     the upper eight, CMYK and palettes become RGB, what is transparent lies over white, and EXIF's orientation is
     applied where it stands before the pixels. Nothing is done about colour profiles.
 
-    With ``min_width`` and ``min_height`` a JPEG may come at a smaller scale, one to seven eighths, decoded in less
-    time: the smallest at which it is at least that wide and high (as displayed), and full size where none is.
-    Other formats, and CMYK JPEGs, come at full size.
+    With ``min_width`` and ``min_height`` a JPEG may come at a smaller scale, one half, quarter or eighth, decoded in
+    less time: the smallest at which it is at least that wide and high (as displayed), and full size where none is.
+    Other formats, and CMYK JPEGs, come at full size. ``fast`` decodes a JPEG with a less exact transform, and colours
+    that are not interpolated.
 
     Raises ImageError (a ValueError) for no bytes, another format, a file that is cut off or damaged, and an image with
     more than ``max_pixels`` pixels, of which none is decoded.
@@ -47,7 +53,7 @@ def decode(
         size = _jpeg_size(data) if kind == "JPEG" else None
         if size is not None:
             check_pixels(*size, max_pixels)
-            return _decode_jpeg(data, size, (min_width, min_height))
+            return _decode_jpeg(data, size, (min_width, min_height), fast)
         with _PLUGINS[kind](io.BytesIO(data)) as image:
             check_pixels(*image.size, max_pixels)
             orientation = _orientation(image)
@@ -129,22 +135,31 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     return None if colours in ("CMYK", "YCCK") else (width, height)
 
 
-def _decode_jpeg(data: bytes, size: tuple[int, int], least: tuple[int | None, int | None]) -> np.ndarray:
+def _decode_jpeg(data: bytes, size: tuple[int, int], least: tuple[int | None, int | None], fast: bool) -> np.ndarray:
     """``size`` is the file's, ``least`` what is asked for as displayed; each is (width, height)."""
     orientation = _jpeg_orientation(data)
-    if orientation >= 5:
-        least = least[::-1]
-    width, height = (bound or 0 for bound in least)
-    # simplejpeg takes 0 as no bound, and gives the smallest scale of all where a bound is out of reach.
-    reachable = width <= size[0] and height <= size[1]
-    scaled = {"min_width": width, "min_height": height} if reachable else {}
+    width, height = (bound or 0 for bound in (least[::-1] if orientation >= 5 else least))
+    scaled = _jpeg_scaled(size, width, height) if width or height else {}
     try:
-        pixels = simplejpeg.decode_jpeg(data, **scaled)
+        pixels = simplejpeg.decode_jpeg(data, **scaled, fastdct=fast, fastupsample=fast)
     except ValueError:
         # Strict about what libjpeg only warns of. Pillow refuses a file that is cut off and takes stray bytes.
         with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as image:
             pixels = _rgb(image)
     return _upright(pixels, orientation)
+
+
+def _jpeg_scaled(size: tuple[int, int], min_width: int, min_height: int) -> dict[str, int]:
+    """The bounds that make simplejpeg decode at one of the scales that are faster than full size.
+
+    libjpeg-turbo has vector code for halves, quarters and eighths; 500 x 375 take 0.48, 0.44 and 0.38 ms for 0.63 at
+    full size, but 0.74 at three eighths, 0.85 at five and 1.2 at six and seven (AMD EPYC, one core).
+    """
+    for divisor in (8, 4, 2):
+        width, height = (-(-length // divisor) for length in size)
+        if width >= min_width and height >= min_height:
+            return {"min_width": width, "min_height": height}
+    return {}
 
 
 def _rgb(image: Image.Image) -> np.ndarray:

@@ -65,13 +65,15 @@ class ImageFiles(Sequence[ImageFile]):
         except OSError as error:
             raise ImageError(f"'{path}' cannot be read ({error.strerror}).") from error
 
-    def read(self, index: int, *, min_width: int | None = None, min_height: int | None = None) -> np.ndarray:
+    def read(
+        self, index: int, *, min_width: int | None = None, min_height: int | None = None, fast: bool = False
+    ) -> np.ndarray:
         """The pixels, uint8 ``(height, width, 3)``, as ``tm.data.decode`` has them.
 
         Raises ImageError, naming the file: a scan finds files that are cut off, but not every other damage.
         """
         content = self.bytes(index)
         try:
-            return decode(content, min_width=min_width, min_height=min_height, max_pixels=self.max_pixels)
+            return decode(content, min_width=min_width, min_height=min_height, fast=fast, max_pixels=self.max_pixels)
         except ImageError as error:
             raise ImageError(f"'{self.path(index)}': {error}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from theano_mgpu.training.batches import Batch, Batches, BatchSource
+from theano_mgpu.data.batches import Batch, Batches, BatchSource
 from theano_mgpu.training.checkpoint_file import read_checkpoint
 from theano_mgpu.training.checkpoints import Checkpoints
 from theano_mgpu.training.evaluation import evaluate

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from theano_mgpu.data.batches import BatchSource
 from theano_mgpu.errors import NonFiniteError
 from theano_mgpu.step import Step
 from theano_mgpu.store import ParameterStore
-from theano_mgpu.training.batches import BatchSource
 from theano_mgpu.training.metrics import numbers_of
 from theano_mgpu.training.state import TrainingState
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from theano_mgpu.data.batches import BatchSource
 from theano_mgpu.schedules import Schedule
 from theano_mgpu.step import Step
 from theano_mgpu.store import ParameterStore
-from theano_mgpu.training.batches import BatchSource
 from theano_mgpu.training.checkpoints import Checkpoints
 from theano_mgpu.training.limits import Limits, judged
 from theano_mgpu.training.live_display import LiveDisplay

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from theano_mgpu.data import Examples
+from theano_mgpu.data.in_memory import Examples
 
 __all__ = ["Batch", "BatchSource", "Batches"]
 
