@@ -86,6 +86,20 @@ def test_a_pack_without_scaling_has_the_folders_bytes_in_its_order(tmp_path, fol
     assert ["0", "a", "4", "1"] in rows
 
 
+@pytest.mark.parametrize(("train", "workers"), [(True, 1), (False, 0)])
+def test_a_pipeline_gives_the_same_batches_from_either(tmp_path, folder, train, workers):
+    batches = []
+    for source in (image_folder(folder).train, pack(folder, tmp_path / "pack").train):
+        options = {"image_size": 16, "seed": 3, "workers": 0 if batches == [] else workers}
+        with tm.data.pipeline(source, 3, train=train, **options) as read:
+            several = read.batches_from(0)
+            batches.append([next(several).arrays for _ in range(4)])
+    for expected, found in zip(*batches, strict=True):
+        for wanted, array in zip(expected, found, strict=True):
+            np.testing.assert_array_equal(array, wanted)
+    assert not np.array_equal(batches[0][0][0], batches[0][1][0])
+
+
 def test_other_readers_of_array_record_find_the_same_records(tmp_path, folder):
     written = pack(folder, tmp_path / "pack", shard_size=3000)
     paths = sorted(map(str, (tmp_path / "pack").glob("train-*.array_record")))

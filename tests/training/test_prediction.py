@@ -73,18 +73,27 @@ def test_the_network_is_shown_the_middle_scaled_without_aliasing(tmp_path, turne
 
 
 def test_a_small_image_is_enlarged(tmp_path):
-    assert shown(saved(tmp_path / "dot.png", [[(9, 8, 7)]]), image_size=16).tolist() == [[[9, 8, 7]] * 16] * 16
+    assert (
+        shown(saved(tmp_path / "dot.png", [[(9, 8, 7)]]), image_size=16, resize=16).tolist() == [[[9, 8, 7]] * 16] * 16
+    )
 
 
-@pytest.mark.parametrize("size", [(37, 23), (100, 61), (16, 500), (1, 3000)])
-def test_a_view_is_cut_from_the_image_as_pillow_scales_it(tmp_path, size):
-    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3))
-    path = saved(tmp_path / "noise.png", pixels)
-    scaled = [24 * length // min(size) for length in size]
-    whole = np.asarray(Image.open(path).resize(scaled[::-1], Image.Resampling.BILINEAR)).astype(int)
-    top, left = (round((length - 17) / 2) for length in scaled)
-    view = shown(path, image_size=17, resize=24).astype(int)
-    assert np.abs(view - whole[top : top + 17, left : left + 17]).max() <= 1
+def test_the_network_is_shown_the_bits_of_validations_pipeline(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        (tmp_path / "data" / name).mkdir(parents=True)
+    for number, size in enumerate([(37, 23), (100, 61), (16, 500), (1, 3000), (700, 500)]):
+        saved(tmp_path / "data/a" / f"{number}.jpg", rng.integers(0, 256, (*size, 3)))
+    saved(tmp_path / "data/b/1.png", np.zeros((9, 9, 3)))
+    with pytest.warns(UserWarning, match="one pixel wide or high"):
+        files = tm.data.image_folder(tmp_path / "data", val_fraction=0).train
+    settings = tm.data.Augmentation(resize=24)
+    with tm.data.pipeline(
+        files, len(files), train=False, image_size=17, augmentation=settings, workers=0
+    ) as validation:
+        images, _ = next(validation.batches_from(0)).arrays
+    for number, image in enumerate(images):
+        np.testing.assert_array_equal(shown(files.path(number), image_size=17, resize=24), image)
 
 
 def test_a_broken_file_is_named_with_its_problem_and_the_others_are_answered(tmp_path, colours):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from theano_mgpu.data import decode
+from theano_mgpu.data import Augmentation, decode, resized_crop
+from theano_mgpu.data.crops import centre_crop
+from theano_mgpu.data.decoding import image_size as displayed_size
 from theano_mgpu.errors import ImageError
 
 __all__ = ["Prediction", "predictions"]
@@ -49,18 +51,21 @@ def predictions(
         function of uint8 images ``(n, image_size, image_size, 3)`` that gives such logits, alone, in a list of one, or
         as "logits" in a dict.
     classes: a name for each logit.
-    image_size, resize: pixels. As in validation, the shorter side is scaled to ``resize`` (bilinear, antialiased;
-        ``image_size`` itself if None), and the square in the middle taken.
+    image_size, resize: pixels. As in validation, to the same bits, the shorter side is scaled to ``resize`` (bilinear,
+        antialiased; by default as ``Augmentation`` has it), and the square in the middle taken.
     top: how many classes to give, all if there are fewer.
 
     Probabilities are softmax's, in float64; of equal ones the first class comes first. The last batch is filled up with
     repetitions, so that the step is compiled for one size.
     Raises ValueError for arguments out of range, and for logits of another form or number of classes.
     """
-    resize = image_size if resize is None else resize
-    for name, value in (("image_size", image_size), ("resize", resize), ("top", top), ("batch_size", batch_size)):
+    given = {"image_size": image_size, "resize": resize, "top": top, "batch_size": batch_size}
+    for name, value in given.items():
+        if name == "resize" and value is None:
+            continue
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
             raise ValueError(f"predictions(): '{name}' should be an integer of at least 1, not {value!r}.")
+    resize = Augmentation().resize_for(image_size) if resize is None else resize
     if resize < image_size:
         raise ValueError(
             f"predictions(): 'resize' is {resize}, less than 'image_size', {image_size}, which is cut from it."
@@ -83,24 +88,25 @@ def predictions(
     return found
 
 
-def _view(path: Path, image_size: int, resize: int) -> np.ndarray | str:
-    """What the network is shown of a file, uint8 (image_size, image_size, 3), or why it is shown nothing."""
+def _view(path: Path, size: int, resize: int) -> np.ndarray | str:
+    """What the network is shown of a file, uint8 (size, size, 3), or why it is shown nothing."""
     try:
-        image = Image.fromarray(decode(path.read_bytes()))
+        content = path.read_bytes()
+        whole = displayed_size(content)
+        box = centre_crop(*whole, size, resize)
+        # As validation's pipeline reads it: at a smaller scale where the box has enough pixels even then.
+        shrinks = box.width > size and box.height > size
+        least = [
+            math.ceil(size * length / extent) if shrinks else None
+            for length, extent in zip(whole, box[2:], strict=True)
+        ]
+        pixels = decode(content, min_width=least[0], min_height=least[1])
     except ImageError as error:
         return str(error)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    shorter = min(image.size)
-    box = []
-    for length in image.size:
-        # torchvision's rounding: the longer side down, the place of the cut to the nearest pixel.
-        scaled = resize * length // shorter
-        box.append((round((scaled - image_size) / 2) * length / scaled, image_size * length / scaled))
-    (left, width), (top, height) = box
-    # Scaled around the box alone: an image one pixel high would become one of gigabytes.
-    edges = (left, top, min(left + width, image.width), min(top + height, image.height))
-    return np.asarray(image.resize((image_size, image_size), Image.Resampling.BILINEAR, box=edges))
+    scaled = box.scaled(pixels.shape[1] / whole[0], pixels.shape[0] / whole[1])
+    return resized_crop(pixels, scaled, size, within="image")
 
 
 def _logits(predict_step: Callable[..., Any], seen: list[np.ndarray], size: int, classes: int) -> np.ndarray:
