@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from theano_mgpu.data.decoding import MAX_PIXELS, decode
 from theano_mgpu.data.folders import BrokenImage, Duplicate
+from theano_mgpu.data.image_files import ImageFiles
 from theano_mgpu.data.table import folder_table
 from theano_mgpu.data.texts import split_texts
 from theano_mgpu.errors import ImageError
@@ -41,34 +41,17 @@ _SPLITS = ("train", "val")
 _READER = {"options": "readahead_buffer_size:0,max_parallelism:0", "file_reader_buffer_size": 32 * 1024}
 
 
-@dataclass(frozen=True, eq=False)
-class PackedImages:
-    """The examples of one split, in the order of the folder that was packed; used as ``ImageFiles`` is.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PackedImages(ImageFiles):
+    """The examples of one split, in the order of the folder that was packed; read as those of ``ImageFiles`` are.
 
-    ``labels`` int32 ``(n,)``; ``widths`` and ``heights`` in pixels, as displayed, and ``file_sizes`` in bytes, int64
-    ``(n,)``. It travels to other processes, each of which opens the files by itself when it first reads.
+    Names, and paths below ``root``, are those of the files that were packed: there are none by these names in the pack.
+    It travels to other processes, each of which opens the pack's files by itself when it first reads.
     """
 
-    root: Path
-    names: np.ndarray  # uint8: of the files that were packed, relative to their folder, one behind the other
-    ends: np.ndarray  # where each name ends
-    labels: np.ndarray
-    widths: np.ndarray
-    heights: np.ndarray
-    file_sizes: np.ndarray
     shards: tuple[str, ...]
     shard_ends: np.ndarray  # the example behind each shard's last
-    max_pixels: int = MAX_PIXELS
     _readers: _Readers = field(default_factory=lambda: _Readers(), repr=False)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def name(self, index: int) -> str:
-        """The path of the file that was packed, relative to its folder."""
-        index = range(len(self))[index]
-        start = self.ends[index - 1] if index else 0
-        return os.fsdecode(self.names[start : self.ends[index]].tobytes())
 
     def bytes(self, index: int) -> bytes:
         """The image file's content. Raises ImageError, naming image and shard, if that is gone or damaged there."""
@@ -77,19 +60,11 @@ class PackedImages:
         path = self.root / self.shards[shard]
         try:
             return self._readers.read(path, index - (int(self.shard_ends[shard - 1]) if shard else 0))
-        except (RuntimeError, IndexError) as error:
+        except RuntimeError as error:
             raise ImageError(
-                f"'{self.name(index)}' cannot be read, as its shard '{path}' is gone or damaged ({error}). Copy the "
+                f"'{self.path(index)}' cannot be read, as its shard '{path}' is gone or damaged ({error}). Copy the "
                 "shard again from where the pack came, or pack the folder again."
             ) from error
-
-    def read(self, index: int, *, min_width: int | None = None, min_height: int | None = None) -> np.ndarray:
-        """The pixels, uint8 ``(height, width, 3)``, as ``tm.data.decode`` has them. Raises ImageError, as ``bytes``."""
-        content = self.bytes(index)
-        try:
-            return decode(content, min_width=min_width, min_height=min_height, max_pixels=self.max_pixels)
-        except ImageError as error:
-            raise ImageError(f"'{self.name(index)}' in '{self.root}': {error}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +150,7 @@ def _opened(path: Path, arrays: dict[str, np.ndarray]) -> Packed:
             _check_shard(path / shard, size)
         splits[split] = PackedImages(
             root=path,
-            names=own["names"],
+            names=own["names"].tobytes(),
             ends=own["ends"],
             labels=own["labels"],
             widths=own["widths"].astype(np.int64),

@@ -11,6 +11,7 @@ from theano_mgpu.training.live_display import LiveDisplay
 from theano_mgpu.training.loop import Fitted, begin, fit, interrupted
 from theano_mgpu.training.metrics import Means, MetricsFile, Stopwatch
 from theano_mgpu.training.prefetch import Prefetch, Prefetched
+from theano_mgpu.training.prediction import Prediction, predictions
 from theano_mgpu.training.run_folder import RunFolder
 from theano_mgpu.training.signals import Interrupted, StopSignals
 from theano_mgpu.training.state import Checkpoint, Progress, TrainingState
@@ -30,6 +31,7 @@ __all__ = [
     "MetricsFile",
     "Prefetch",
     "Prefetched",
+    "Prediction",
     "Progress",
     "RatesTried",
     "RunFolder",
@@ -42,6 +44,7 @@ __all__ = [
     "find_learning_rate",
     "fit",
     "interrupted",
+    "predictions",
     "read_checkpoint",
     "time_split",
     "verdict",
