@@ -10,8 +10,8 @@ from theano_mgpu.training.learning_rate_finder import RatesTried, find_learning_
 from theano_mgpu.training.live_display import LiveDisplay
 from theano_mgpu.training.loop import Fitted, begin, fit, interrupted
 from theano_mgpu.training.metrics import Means, MetricsFile, Stopwatch
-from theano_mgpu.training.prefetch import Prefetch, Prefetched
 from theano_mgpu.training.prediction import Prediction, predictions
+from theano_mgpu.training.prefetch import Prefetch, Prefetched
 from theano_mgpu.training.run_folder import RunFolder
 from theano_mgpu.training.signals import Interrupted, StopSignals
 from theano_mgpu.training.state import Checkpoint, Progress, TrainingState
@@ -29,9 +29,9 @@ __all__ = [
     "LiveDisplay",
     "Means",
     "MetricsFile",
+    "Prediction",
     "Prefetch",
     "Prefetched",
-    "Prediction",
     "Progress",
     "RatesTried",
     "RunFolder",
