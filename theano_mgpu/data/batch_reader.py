@@ -123,10 +123,13 @@ class BatchReader:
         flip: bool = False,
         within: Literal["box", "image"] = "box",
     ) -> None:
-        """Decode at a smaller scale where the box has at least as many pixels as ``out`` even then."""
+        """For training a JPEG comes at a smaller scale, where the box has at least as many pixels as ``out`` even then.
+
+        Not for validation, whose figures are compared with those of others, who decode at full size.
+        """
         size = len(out)
         options: dict[str, Any] = dict(self._options)
-        if box.width > size and box.height > size:
+        if self.train and box.width > size and box.height > size:
             options["min_width"] = math.ceil(size * whole[0] / box.width)
             options["min_height"] = math.ceil(size * whole[1] / box.height)
         pixels = self.source.read(index, **options)

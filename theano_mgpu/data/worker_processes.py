@@ -7,9 +7,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from multiprocessing import parent_process, resource_tracker
+from multiprocessing.util import Finalize
 from typing import Any
 
 from theano_mgpu.data.batch_reader import ReadBatch
@@ -23,79 +24,93 @@ class BatchStream:
     """``read(start)``, ``read(start + 1)`` and so on without end, in order; ``position`` is the number of the next.
 
     With ``workers=0`` each is read when it is asked for, in this process. With more, worker process w reads every
-    ``workers``-th batch from w on, and keeps ``prefetch`` of them ready; images lie in memory shared with it.
+    ``workers``-th batch from w on, and keeps some ready; images lie in memory shared with it.
     """
 
     def __init__(self, read: Callable[[int], ReadBatch], start: int, workers: int, prefetch: int) -> None:
         self.position = start
         self.failed = False
+        self._datasets = _datasets(read, start, workers, prefetch)
         self._workers = workers
-        self._dataset = _dataset(read, start, workers, prefetch)
-        self._iterator: Any = None
-        self._first: list[ReadBatch] = []
+        self._iterators: list[Any] = []
+        self._first: list[Future[ReadBatch]] = []
+        self._turn = 0
 
     def next(self) -> ReadBatch:
         """Raises what ``read`` raised, in whatever process."""
         try:
-            if self._iterator is None:
+            if not self._iterators:
                 self._start()
-            batch = self._first.pop() if self._first else next(self._iterator)
+            batch = self._first.pop(0).result() if self._first else next(self._iterators[self._turn])
         except BaseException:
             self.failed = True
             raise
+        self._turn = (self._turn + 1) % len(self._iterators)
         self.position += 1
         return batch
 
     def close(self) -> None:
-        """End the workers. What comes after it raises ValueError."""
+        """End the workers, all at the same time."""
         self.failed = True
-        if self._iterator is not None:
-            self._iterator.close()
+        self._first.clear()
+        iterators, self._iterators = self._iterators, []
+        if iterators:
+            with ThreadPoolExecutor(len(iterators)) as threads:
+                list(threads.map(lambda iterator: iterator.close(), iterators))
 
     def _start(self) -> None:
-        self._iterator = iter(self._dataset)
+        self._iterators = [iter(dataset) for dataset in self._datasets]
         if self._workers:
             resource_tracker.ensure_running()  # which would unblock signals if it started later
             # A thread of its own, which passes its blocked signals on, while this one can still be interrupted.
             with ThreadPoolExecutor(1) as thread:
-                self._first = [thread.submit(self._started).result()]
-
-    def _started(self) -> ReadBatch:
-        """The first batch; by then all workers have begun."""
-        with _blocked_signals(), _without_main_module():
-            return next(self._iterator)
+                self._first = thread.submit(_first_of_each, self._iterators).result()
 
 
 def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _dataset(read: Callable[[int], ReadBatch], start: int, workers: int, prefetch: int) -> Any:
+def _datasets(read: Callable[[int], ReadBatch], start: int, workers: int, prefetch: int) -> list[Any]:
+    """One for each worker."""
     import grain
     from absl import flags
 
     if not flags.FLAGS.is_parsed():  # grain's own, which it asks for where processes begin
         flags.FLAGS.mark_as_parsed()
-    numbers = range(start, start + 2**48)
-    dataset = (
-        grain.MapDataset.source(numbers)
-        .map(read)
-        .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    )
-    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
-    return dataset.mp_prefetch(options, worker_init_fn=_end_with_parent) if workers else dataset
+    grain.config.update("py_traceback_filtering", "off")  # it adds a sentence about itself to every message
+    found = []
+    for worker in range(max(workers, 1)):
+        numbers = range(start + worker, start + 2**48, max(workers, 1))
+        nothing_ahead = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        dataset = grain.MapDataset.source(numbers).map(read).to_iter_dataset(nothing_ahead)
+        if workers:
+            options = grain.MultiprocessingOptions(num_workers=1, per_worker_buffer_size=prefetch)
+            dataset = dataset.mp_prefetch(options, worker_init_fn=_end_well)
+        found.append(dataset)
+    return found
 
 
-def _end_with_parent(worker: int, workers: int) -> None:
-    """In a worker: a main process that was killed leaves none behind."""
+def _first_of_each(iterators: list[Any]) -> list[Future[ReadBatch]]:
+    """The first batches, or what was raised, by which time all workers have begun."""
+    with _blocked_signals(), _without_main_module(), ThreadPoolExecutor(len(iterators)) as threads:
+        first: list[Future[ReadBatch]] = [threads.submit(next, iterator) for iterator in iterators]
+        wait(first)
+    return first
+
+
+def _end_well(worker: int, workers: int) -> None:
+    """In a worker: it ends at once when it is done, and also when the main process was killed."""
+    # Behind everything else that is done at the end: taking JAX apart would take a second.
+    Finalize(None, os._exit, args=(0,), exitpriority=-100)
     parent = parent_process()
     assert parent is not None
 
-    def wait() -> None:
+    def follow() -> None:
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=wait, daemon=True).start()
+    threading.Thread(target=follow, daemon=True).start()
 
 
 @contextmanager

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from theano_mgpu.data import Examples
+from theano_mgpu.data import Examples, Pipeline
 
 __all__ = ["evaluate"]
 
 
-def evaluate(predict_step: Callable[..., Any], examples: Examples, batch_size: int) -> dict[str, float]:
+def evaluate(
+    predict_step: Callable[..., Any], examples: Examples | Pipeline, batch_size: int | None = None
+) -> dict[str, float]:
     """The mean loss, top-1 and top-5 of a network over all examples, each of them once.
 
     predict_step: ``tm.function([images], logits)``, of which the answers keep the batch axis, ``(n, classes)``; or any
         function of images that gives such logits, alone, in a list of one, or as "logits" in a dict.
-    examples: what it is evaluated on, in order; the last batch may be smaller.
+    examples: what it is evaluated on, in order, in batches of ``batch_size``, the last of which may be smaller; or a
+        pipeline for validation, ``tm.data.pipeline(..., train=False)``, which has its own batches.
 
     Returns "loss", the mean of ``-log softmax(logits)[label]``, "top1" and "top5", from 0 to 1, and "examples", their
     number. Sums are taken in float64 over single examples. An example is among the top k where fewer than k classes
@@ -27,11 +30,22 @@ def evaluate(predict_step: Callable[..., Any], examples: Examples, batch_size: i
     """
     if len(examples) == 0:
         raise ValueError("evaluate(): 'examples' is empty; at least one is needed.")
-    sums = np.zeros(3)
-    for images, labels in examples.batches(batch_size):
+    sums, count = np.zeros(3), 0
+    for images, labels in _batches(examples, batch_size):
         sums += _sums(_logits(predict_step(images), labels), labels)
-    loss, top1, top5 = (float(total) / len(examples) for total in sums)
-    return {"loss": loss, "top1": top1, "top5": top5, "examples": len(examples)}
+        count += len(labels)
+    loss, top1, top5 = (float(total) / count for total in sums)
+    return {"loss": loss, "top1": top1, "top5": top5, "examples": count}
+
+
+def _batches(examples: Examples | Pipeline, batch_size: int | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    if isinstance(examples, Pipeline):
+        if batch_size is not None:
+            raise ValueError("evaluate(): 'batch_size' belongs to the pipeline that is given; leave it out here.")
+        return examples.batches()
+    if batch_size is None:
+        raise ValueError("evaluate(): 'batch_size' is needed for examples in memory.")
+    return examples.batches(batch_size)
 
 
 def _sums(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
