@@ -16,7 +16,7 @@ from theano_mgpu.training.run_folder import RunFolder
 from theano_mgpu.training.signals import Interrupted, StopSignals
 from theano_mgpu.training.state import Checkpoint, Progress, TrainingState
 from theano_mgpu.training.tensorboard import TensorBoard
-from theano_mgpu.training.time_split import time_split, verdict
+from theano_mgpu.training.time_parts import time_split, verdict
 
 __all__ = [
     "Batch",

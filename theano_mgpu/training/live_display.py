@@ -17,7 +17,7 @@ from rich.text import Text
 
 from theano_mgpu.devices import Contexts
 from theano_mgpu.training.process_memory import resident_bytes
-from theano_mgpu.training.time_split import mean_split, verdict
+from theano_mgpu.training.time_parts import mean_split, verdict
 
 __all__ = ["LiveDisplay", "Screen", "metric_texts", "plain_line", "time_left"]
 

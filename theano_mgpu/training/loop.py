@@ -163,7 +163,7 @@ def fit(
             raise interrupted(signals, state, folder)
         checksum = store.checksum()
         if stopped_by != "time_limit":
-            line = {**line, "final": True, "checksum": checksum}
+            line = {**line, "final": True, "checksum": checksum, "stopped_by": stopped_by}
             folder.metrics.append(line)
         return Fitted(state.progress, line, stopped_by, checksum)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from theano_mgpu.training.time_split import PARTS
+from theano_mgpu.training.time_parts import PARTS
 
 __all__ = ["TensorBoard", "tag"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from theano_mgpu.training.time_split import mean_split, time_split, verdict
+from theano_mgpu.training.time_parts import mean_split, time_split, verdict
 
 WHOLE = {"step": 40, "wait": 0.02, "copy": 0.01, "compute": 0.2, "gather": 0.03, "update": 0.04, "step_seconds": 0.28}
 UNDIVIDED = {**WHOLE, **dict.fromkeys(("copy", "compute", "gather", "update"))}
