@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ import numpy as np
 
 from theano_mgpu.data import Augmentation, decode, resized_crop
 from theano_mgpu.data.crops import centre_crop
-from theano_mgpu.data.decoding import image_size as displayed_size
 from theano_mgpu.errors import ImageError
 
 __all__ = ["Prediction", "predictions"]
@@ -91,22 +89,13 @@ def predictions(
 def _view(path: Path, size: int, resize: int) -> np.ndarray | str:
     """What the network is shown of a file, uint8 (size, size, 3), or why it is shown nothing."""
     try:
-        content = path.read_bytes()
-        whole = displayed_size(content)
-        box = centre_crop(*whole, size, resize)
-        # As validation's pipeline reads it: at a smaller scale where the box has enough pixels even then.
-        shrinks = box.width > size and box.height > size
-        least = [
-            math.ceil(size * length / extent) if shrinks else None
-            for length, extent in zip(whole, box[2:], strict=True)
-        ]
-        pixels = decode(content, min_width=least[0], min_height=least[1])
+        pixels = decode(path.read_bytes())
     except ImageError as error:
         return str(error)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    scaled = box.scaled(pixels.shape[1] / whole[0], pixels.shape[0] / whole[1])
-    return resized_crop(pixels, scaled, size, within="image")
+    height, width = pixels.shape[:2]
+    return resized_crop(pixels, centre_crop(width, height, size, resize), size, within="image")
 
 
 def _logits(predict_step: Callable[..., Any], seen: list[np.ndarray], size: int, classes: int) -> np.ndarray:
