@@ -20,6 +20,7 @@ _LETTER = 7.6  # the width of a letter, at most about
 _COSINE, _SINE = math.cos(math.radians(50)), math.sin(math.radians(50))
 _PAIRS = 12
 _WORST = 15
+_FEW = 20
 
 
 def has_map(examined: Examined) -> bool:
@@ -39,7 +40,7 @@ def confused_pairs(confusion: np.ndarray, most: int = _PAIRS) -> list[tuple[int,
 def confusion_map(examined: Examined) -> str:
     """The heat map as SVG: a row for each true class, shaded by the share of its images."""
     names, confusion = examined.classes, examined.confusion
-    count, cell = len(names), max(11, min(30, 480 // len(names)))
+    count, cell = len(names), max(16, min(30, 480 // len(names)))
     lengths = [_LETTER * len(_short(name)) for name in names]
     label, top = max(lengths) + 12, max(lengths) * _SINE + 14  # the columns' names are turned by 50 degrees
     ends = [label + (place + 0.5) * cell + length * _COSINE for place, length in enumerate(lengths)]
@@ -71,7 +72,7 @@ def confusion_map(examined: Examined) -> str:
     right, total = int(np.trace(confusion)), int(confusion.sum())
     return (
         f'<svg id="confusion" class="matrix" viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
-        f'style="max-width:{width:.0f}px;min-width:{min(width, label + 14 * count):.0f}px" '
+        f'style="max-width:{width:.0f}px;min-width:{min(width, label + 12 * count):.0f}px" '
         'aria-labelledby="confusion-title confusion-desc">'
         '<title id="confusion-title">Confusion matrix</title>'
         f'<desc id="confusion-desc">Rows are the true classes, columns the answers; {right:,} of {total:,} answers are '
@@ -90,12 +91,10 @@ def pair_table(examined: Examined) -> str:
 
 
 def class_table(examined: Examined) -> str:
-    """Each class's images and how many are answered right, the worst first; of many classes the worst alone."""
+    """Each class's images and how many are answered right, the worst first; of more than a few, the others folded."""
     totals, right = examined.confusion.sum(axis=1), np.diag(examined.confusion)
     shares = right / np.maximum(totals, 1)
-    order: Sequence[int] = np.argsort(shares, kind="stable").tolist()
-    seen = [place for place in order if totals[place]]
-    shown = seen if has_map(examined) else seen[:_WORST]
+    order: Sequence[int] = [place for place in np.argsort(shares, kind="stable").tolist() if totals[place]]
     with_top5 = len(examined.classes) > 5
     rows = [
         [
@@ -104,12 +103,14 @@ def class_table(examined: Examined) -> str:
             bar(float(shares[place])),
             *([_percent(examined.top5[place] / totals[place])] if with_top5 else []),
         ]
-        for place in shown
+        for place in order
     ]
-    caption = (
-        "Classes, the worst first" if len(shown) == len(seen) else f"The {len(shown)} worst of {len(seen)} classes"
-    )
-    return table(caption, ["class", "images", "top-1", *(["top-5"] if with_top5 else [])], rows, numbers={1, 3})
+    headers = ["class", "images", "top-1", *(["top-5"] if with_top5 else [])]
+    if len(rows) <= _FEW:
+        return table("Classes, the worst first", headers, rows, numbers={1, 3})
+    worst = table(f"The {_WORST} worst of {len(rows)} classes", headers, rows[:_WORST], numbers={1, 3})
+    others = table("The other classes", headers, rows[_WORST:], numbers={1, 3})
+    return f"{worst}<details><summary>The other {len(rows) - _WORST} classes</summary>{others}</details>"
 
 
 def _percent(share: float) -> str:

@@ -77,9 +77,10 @@ def classes(run: Run) -> str:
     tables = f'<div class="tables">{tables}<div>{class_table(examined)}</div></div>'
     if not has_map(examined):
         return said + tables
+    many = " many" if len(examined.classes) > 16 else ""  # a map as wide as the page
     return (
         f"{said}<p>A row is a true class, a column an answer; the darker, the larger the share of the row. Blue is "
-        'right, orange wrong.</p><div class="classes"><div class="scroll" tabindex="0" role="region" '
+        f'right, orange wrong.</p><div class="classes{many}"><div class="scroll" tabindex="0" role="region" '
         f'aria-label="Confusion matrix">{confusion_map(examined)}</div>{tables}</div>'
     )
 
