@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -23,6 +23,7 @@ __all__ = ["LiveDisplay", "Screen", "metric_texts", "plain_line", "time_left"]
 
 # A verdict looks at the last lines: a single one may have waited for a slow file.
 _LINES = 5
+_WIDEST = 80
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 
 
@@ -94,12 +95,20 @@ class Screen:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType | Segment]:
         width = options.max_width
-        ends = [f"step {_of(self.step, self.total)}", *_epoch(self.line), *_left(self.left)]
-        yield from _rows([Text(end) for end in ends], width)
-        yield ProgressBar(total=self.total, completed=self.step, width=min(width, 80), pulse=self.total is None)
+        yield from _rows([f"step {_of(self.step, self.total)}", *_epoch(self.line), *_left(self.left)], width)
+        yield ProgressBar(
+            total=self.total,
+            completed=self.step,
+            width=min(width, _WIDEST),
+            pulse=self.total is None,
+            complete_style="cyan",
+        )
         yield Segment.line()  # a bar does not end its line
-        yield from _rows([Text(text) for text in metric_texts(self.line)], width)
-        yield from _rows([Text(text, style="dim") for text in self.memory], width)
+        evaluated = {name: value for name, value in self.line.items() if name.endswith(("_loss", "_top1"))}
+        trained = {name: value for name, value in self.line.items() if name not in evaluated}
+        for numbers in (trained, evaluated):
+            yield from _rows(metric_texts(numbers), width)
+        yield from _rows(self.memory, width)
         total = sum(self.split.values())
         if total > 0:
             yield from _rows([_share(part, seconds / total) for part, seconds in self.split.items()], width)
@@ -170,18 +179,20 @@ def _share(part: str, share: float) -> Text:
     eighths = round(share * 80)
     bar = "█" * (eighths // 8) + _BLOCKS[eighths % 8].strip()
     name = "step" if part == "step_seconds" else part
-    return Text.assemble(
-        f"{name} ", (bar, "yellow" if part == "wait" else "cyan"), f"{' ' if bar else ''}{share:.0%}".replace("%", " %")
-    )
+    colour = "yellow" if part == "wait" else "cyan"
+    return Text.assemble((f"{name} ", "dim"), (bar, colour), f"{' ' if bar else ''}{100 * share:.0f} %")
 
 
-def _rows(pieces: list[Text], width: int) -> Iterator[Text]:
-    """As many pieces in a row as fit, with a gap between them."""
+def _rows(pieces: Sequence[str | Text], width: int) -> Iterator[Text]:
+    """As many pieces in a row as fit, with a gap between them; of a text the words before its numbers are dim."""
     row: list[Text] = []
     for piece in pieces:
-        if row and sum(kept.cell_len + 3 for kept in row) + piece.cell_len > width:
+        shown = piece if isinstance(piece, Text) else Text(piece)
+        if isinstance(piece, str):
+            shown.highlight_regex(r"^[a-z][^ ]*( [a-z]\S*)*(?= )", "dim")
+        if row and sum(kept.cell_len + 3 for kept in row) + shown.cell_len > width:
             yield Text("   ").join(row)
             row = []
-        row.append(piece)
+        row.append(shown)
     if row:
         yield Text("   ").join(row)
