@@ -5,7 +5,8 @@ from __future__ import annotations
 from theano_mgpu.data.batches import Batch, Batches, BatchSource
 from theano_mgpu.training.checkpoint_file import read_checkpoint
 from theano_mgpu.training.checkpoints import Checkpoints
-from theano_mgpu.training.evaluation import evaluate
+from theano_mgpu.training.evaluation import OnceOver, evaluate, examine
+from theano_mgpu.training.examination import Examination
 from theano_mgpu.training.learning_rate_finder import RatesTried, find_learning_rate
 from theano_mgpu.training.live_display import LiveDisplay
 from theano_mgpu.training.loop import Fitted, begin, fit, interrupted
@@ -24,11 +25,13 @@ __all__ = [
     "Batches",
     "Checkpoint",
     "Checkpoints",
+    "Examination",
     "Fitted",
     "Interrupted",
     "LiveDisplay",
     "Means",
     "MetricsFile",
+    "OnceOver",
     "Prediction",
     "Prefetch",
     "Prefetched",
@@ -41,6 +44,7 @@ __all__ = [
     "TrainingState",
     "begin",
     "evaluate",
+    "examine",
     "find_learning_rate",
     "fit",
     "interrupted",
