@@ -63,6 +63,7 @@ def test_the_best_is_kept_and_patience_ends_the_run(eight, tmp_path):
     assert (kept.best().progress.step, kept.newest().progress.step) == (6, 12)
     lines = MetricsFile(tmp_path / "metrics.jsonl").lines()
     assert [line["val_top1"] for line in lines if "val_top1" in line and "final" not in line] == [0.1, 0.5, 0.4, 0.5]
+    assert (lines[-1]["final"], lines[-1]["stopped_by"]) == (True, "patience")
 
 
 def test_a_smaller_loss_is_better_and_nan_is_never_best(eight, tmp_path):
