@@ -185,10 +185,10 @@ def _figure(chart: Chart, description: str, summary: str, drawn: Sequence[str]) 
     ident = "".join(letter if letter.isalnum() else "-" for letter in chart.title.lower())
     return (
         f'<figure class="chart"><figcaption><strong>{escape(chart.title)}</strong> '
-        f'<output class="readout">{escape(summary)}</output></figcaption>'
+        f'<span class="quiet">{escape(summary)}</span></figcaption>'
         f'<svg id="{ident}" viewBox="0 0 {chart.width} {chart.height}" role="img" tabindex="0" '
         f'aria-labelledby="{ident}-title {ident}-desc">'
         f'<title id="{ident}-title">{escape(chart.title)} by {chart.axis.name}</title>'
         f'<desc id="{ident}-desc">{escape(description)}</desc>{"".join(drawn)}'
-        '<line class="pointer" y1="12" y2="0"/></svg></figure>'
+        '<line class="pointer" y1="12" y2="0"/></svg><output class="readout"></output></figure>'
     )

@@ -1,8 +1,8 @@
-// What is under the pointer: the curves' nearest points, in words, above each chart. Without it nothing is missing.
+// What is under the pointer: the curves' nearest points, in words, below each chart. Without it nothing is missing.
 "use strict";
 for (const chart of document.querySelectorAll("figure.chart")) {
   const svg = chart.querySelector("svg"), readout = chart.querySelector(".readout");
-  const pointer = svg.querySelector(".pointer"), summary = readout.textContent;
+  const pointer = svg.querySelector(".pointer");
   const curves = [...svg.querySelectorAll("polyline[data-values]")].map((line) => ({
     name: line.dataset.name,
     xs: [...line.points].map((point) => point.x),
@@ -28,7 +28,7 @@ for (const chart of document.querySelectorAll("figure.chart")) {
     pointer.classList.add("shown");
   };
   const hide = () => {
-    readout.textContent = summary;
+    readout.textContent = "";
     pointer.classList.remove("shown");
   };
   const follow = (event) => {
