@@ -35,7 +35,7 @@ def picture_of_report(run: Path, folder: Path = Path(__file__).parent) -> None:
     """``report.png``: as far down as the charts go."""
     with tempfile.TemporaryDirectory() as place:
         page = tm.report.write_report(run, Path(place) / "report.html")
-        options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1040,1120"]
+        options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1040,1150"]
         taken = page.with_suffix(".png")
         subprocess.run(["chromium", *options, f"--screenshot={taken}", page.as_uri()], check=True, timeout=60)
         # A page has few colours: a third of the size.
