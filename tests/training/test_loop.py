@@ -66,6 +66,28 @@ def test_the_best_is_kept_and_patience_ends_the_run(eight, tmp_path):
     assert (lines[-1]["final"], lines[-1]["stopped_by"]) == (True, "patience")
 
 
+def test_averaged_parameters_are_evaluated_as_such(eight, tmp_path):
+    """Against shadows that numpy averages, put in the parameters' place."""
+    made = fresh(eight)
+    params = made.store.trainable()
+    shadows = [param.get_value() for param in params]
+
+    def average(line):
+        for shadow, param in zip(shadows, params, strict=True):
+            shadow[...] = np.float32(0.9) * shadow + np.float32(0.1) * param.get_value()
+
+    options = {"log_every": 1, "evaluate_every": 1, "callbacks": [average]}
+    _, fitted = train(tmp_path, eight, max_steps=7, evaluated=True, made=made, **options)
+    plain = {name: fitted.metrics[f"val_{name}"] for name in ("loss", "top1", "top5", "examples")}
+    assert plain == tm.training.evaluate(made.predict, examples(seed=1), 8)
+    for shadow, param in zip(shadows, params, strict=True):
+        param.set_value(shadow)
+    expected = tm.training.evaluate(made.predict, examples(seed=1), 8)
+    assert fitted.metrics["ema_loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert fitted.metrics["ema_top1"] == expected["top1"]
+    assert fitted.metrics["ema_loss"] != pytest.approx(plain["loss"], rel=1e-3)
+
+
 def test_a_smaller_loss_is_better_and_nan_is_never_best(eight, tmp_path):
     fakes = evaluations(loss=[float("nan"), 3.0, 2.0, 4.0])
     _, fitted = train(tmp_path, eight, max_steps=4, evaluate_every=1, evaluations=fakes, best="val_loss")
