@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from runs import train
 
 import theano_mgpu as tm
+from runs import train
 
 
 @pytest.fixture(scope="session")

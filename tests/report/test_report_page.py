@@ -15,9 +15,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from runs import CLASSES, write_examination
 
 import theano_mgpu as tm
+from runs import CLASSES, write_examination
 
 SECTIONS = ["learning", "pace", "classes", "mistakes", "filters", "cut", "recipe", "machine"]
 VOID = {"meta", "link", "img", "br"}
