@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -45,6 +47,9 @@ class BatchStream:
         except BaseException:
             self.failed = True
             raise
+        if self._workers:
+            for array in batch[:2]:
+                _shared[id(array)] = array
         self._turn = (self._turn + 1) % len(self._iterators)
         self.position += 1
         return batch
@@ -61,10 +66,28 @@ class BatchStream:
     def _start(self) -> None:
         self._iterators = [iter(dataset) for dataset in self._datasets]
         if self._workers:
+            _streams.add(self)
             resource_tracker.ensure_running()  # which would unblock signals if it started later
             # A thread of its own, which passes its blocked signals on, while this one can still be interrupted.
             with ThreadPoolExecutor(1) as thread:
                 self._first = thread.submit(_first_of_each, self._iterators).result()
+
+
+#: What the end of the process has to see to: streams with workers, and arrays in shared memory that somebody has.
+_streams: weakref.WeakSet[BatchStream] = weakref.WeakSet()
+_shared: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
+@atexit.register
+def _end_with_process() -> None:
+    """End the workers, and give up the memory of batches that a script still has, which would be called leaked."""
+    for stream in list(_streams):
+        stream.close()
+    for array in list(_shared.values()):
+        memory = getattr(array, "shm", None)
+        if memory is not None and getattr(array, "_unlink_on_del", False):
+            array._unlink_on_del = False
+            memory.unlink()
 
 
 def usable_cores() -> int:
