@@ -406,6 +406,7 @@ def test_workers_end_with_the_process_and_leave_signals_to_it(tmp_path, how):
     if how != "SIGKILL":
         assert (process.returncode, out) == (0, "finished\n"), error
         assert "leaked" not in error
+        assert "ignored" not in error
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and any(Path(f"/proc/{worker}").exists() for worker in workers):
         time.sleep(0.1)

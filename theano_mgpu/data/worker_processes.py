@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import signal
 import sys
@@ -59,9 +60,15 @@ class BatchStream:
         self.failed = True
         self._first.clear()
         iterators, self._iterators = self._iterators, []
-        if iterators:
-            with ThreadPoolExecutor(len(iterators)) as threads:
-                list(threads.map(lambda iterator: iterator.close(), iterators))
+        threads = [threading.Thread(target=iterator.close) for iterator in iterators]
+        for thread, iterator in zip(threads, iterators, strict=True):
+            try:
+                thread.start()
+            except RuntimeError:  # the process ends; newer Pythons start no threads then
+                iterator.close()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
 
     def _start(self) -> None:
         self._iterators = [iter(dataset) for dataset in self._datasets]
@@ -86,8 +93,9 @@ def _end_with_process() -> None:
     for array in list(_shared.values()):
         memory = getattr(array, "shm", None)
         if memory is not None and getattr(array, "_unlink_on_del", False):
-            array._unlink_on_del = False
             memory.unlink()
+            # Never deleted: grain's __del__ needs modules that are gone when the last arrays are.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(array))
 
 
 def usable_cores() -> int:
