@@ -29,9 +29,9 @@ import theano_mgpu as tm
 Figures = dict[str, float]
 
 
-def write_folder(folder: Path, count: int, size: tuple[int, int]) -> None:
+def write_folder(folder: Path, count: int, size: tuple[int, int], seed: int) -> None:
     """``count`` JPEGs, a class for each photograph; of about 50 kB each at 500 x 375."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     photographs = [(found.name, Image.open(found.path).convert("RGB")) for found in tm.data.bundled_photographs()]
     for number in range(count):
         name, photograph = photographs[number % len(photographs)]
@@ -64,8 +64,9 @@ def main(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as place:
         os.environ["XDG_CACHE_HOME"] = place  # the scan is not kept
         folder = Path(place) / "data" / "train"
-        write_folder(folder, arguments.images, (500, 375))
-        source = tm.data.image_folder(folder.parent, val_fraction=0.001, progress=False).train
+        write_folder(folder, arguments.images, (500, 375), seed=0)
+        write_folder(folder.parent / "val", 13, (500, 375), seed=1)
+        source = tm.data.image_folder(folder.parent, progress=False).train
         options: dict[str, Any] = {"train": True, "image_size": arguments.image_size, "drop_last": True}
         one = tm.data.pipeline(source, arguments.batch, workers=0, **options)
         several = tm.data.pipeline(source, arguments.batch, workers=arguments.workers, **options)

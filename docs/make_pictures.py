@@ -1,10 +1,17 @@
-"""Draws the pictures of these pages: ``python docs/make_pictures.py``."""
+"""Draws the pictures of these pages: ``python docs/make_pictures.py``.
+
+``python docs/make_pictures.py RUN`` takes ``report.png`` anew, the top of that run's report, with Chromium.
+"""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytensor.tensor as pt
+from PIL import Image
 
 import theano_mgpu as tm
 
@@ -24,5 +31,19 @@ def main(folder: Path = Path(__file__).parent) -> None:
     step.draw(folder / "cut.svg")
 
 
+def picture_of_report(run: Path, folder: Path = Path(__file__).parent) -> None:
+    """``report.png``: as far down as the charts go."""
+    with tempfile.TemporaryDirectory() as place:
+        page = tm.report.write_report(run, Path(place) / "report.html")
+        options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1040,1150"]
+        taken = page.with_suffix(".png")
+        subprocess.run(["chromium", *options, f"--screenshot={taken}", page.as_uri()], check=True, timeout=60)
+        # A page has few colours: a third of the size.
+        Image.open(taken).convert("RGB").quantize(64).save(folder / "report.png", optimize=True)
+
+
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 1:
+        picture_of_report(Path(sys.argv[1]))
+    else:
+        main()

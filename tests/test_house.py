@@ -41,6 +41,7 @@ ROOMS = [
     "launch",
     "plan",
     "preparation",
+    "laps",
     "shards",
     "results",
     "finite",
@@ -59,6 +60,7 @@ ROOMS = [
     "models",
     "data",
     "training",
+    "report",
 ]
 # Inside a method, where it is asked for: a cut prints as the picture that is drawn of it.
 EXCEPTIONS = {("theano_mgpu.cut", "theano_mgpu.drawing.text")}

@@ -392,6 +392,35 @@ def test_skipped_steps_are_counted_among_named_outputs(eight, update_on):
     assert mean.get_value() == 2
 
 
+@BOTH
+def test_a_skipped_step_advances_nothing(eight, update_on):
+    """Neither a generator, nor a velocity, nor a count: what follows is as if it had not been."""
+    found = []
+    for batches in ((1.0, 2.0, 3.0), (1.0, np.nan, 2.0, np.inf, np.nan, 3.0)):
+        x = pt.vector("x", dtype="float32")
+        rng = pytensor.shared(np.random.default_rng(5), name="rng")
+        weight = pytensor.shared(np.float32(0), name="weight")
+        count = pytensor.shared(np.int64(0), name="count")
+        next_rng, noise = rng.normal(size=x.shape)
+        loss = ((weight - x * (1 + noise)) ** 2).mean()
+        updates = tm.updates.momentum(tm.grad(loss, [weight]), [weight], learning_rate=0.1)
+        updates |= {rng: next_rng, count: count + 1}
+        options = {"contexts": eight[:2], "nonfinite": "skip", "update_on": update_on}
+        step = tm.function([x], tm.average(loss), updates=updates, **options)
+        losses = []
+        for value in batches:
+            before = rng.get_value().bit_generator.state
+            skipped = step.skipped
+            loss = float(step(np.full(4, value, "float32")))
+            assert (rng.get_value().bit_generator.state == before) == (not np.isfinite(value))
+            if step.skipped == skipped:
+                losses.append(loss)
+        values = [variable.get_value().tobytes() for variable in updates if variable is not rng]
+        found.append((losses, values, rng.get_value().bit_generator.state))
+    assert len(found[0][0]) == 3
+    assert found[0] == found[1]
+
+
 # The step itself
 
 

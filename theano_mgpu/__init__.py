@@ -1,6 +1,6 @@
 """Theano-style training over many GPUs: one symbolic graph, cut at its averages, one update on the host."""
 
-from theano_mgpu import data, init, layers, lowering, models, nn, schedules, training, updates
+from theano_mgpu import data, init, layers, lowering, models, nn, report, schedules, training, updates
 from theano_mgpu.arguments import In
 from theano_mgpu.averages import average, grad, maximum, minimum, total
 from theano_mgpu.devices import Context, Contexts, contexts
@@ -53,6 +53,7 @@ __all__ = [
     "models",
     "nn",
     "recompute",
+    "report",
     "resident",
     "schedules",
     "total",

@@ -19,7 +19,7 @@ from theano_mgpu.init import glorot_uniform, he_normal
 from theano_mgpu.nn.windows import pair
 from theano_mgpu.store import Initialiser, ParameterStore
 
-__all__ = ["batch_norm", "conv2d", "dense", "dropout"]
+__all__ = ["batch_norm", "conv2d", "cutmix", "dense", "dropout", "mixup", "mixup_or_cutmix"]
 
 
 def conv2d(
@@ -163,6 +163,43 @@ def dropout(store: ParameterStore, name: str, x: Any, rate: float, train: bool) 
     next_rng, y = nn.dropout(x, rate, rng)
     store.register_update(rng, next_rng)
     return y
+
+
+def mixup(store: ParameterStore, name: str, images: Any, labels: Any, alpha: float) -> nn.Mixed:
+    """``nn.mixup`` with the store's generator ``name``, of which the next state is registered.
+
+    For the training graph: add ``store.updates()`` to the step's. A store that only evaluates asks for
+    ``store.rng(name)``, or loads with ``skip=(name,)``.
+    """
+    rng = store.rng(name)
+    return _registered(store, rng, *nn.mixup(images, labels, alpha, rng))
+
+
+def cutmix(store: ParameterStore, name: str, images: Any, labels: Any, alpha: float) -> nn.Mixed:
+    """``nn.cutmix`` with the store's generator ``name``, as ``mixup``."""
+    rng = store.rng(name)
+    return _registered(store, rng, *nn.cutmix(images, labels, alpha, rng))
+
+
+def mixup_or_cutmix(
+    store: ParameterStore,
+    name: str,
+    images: Any,
+    labels: Any,
+    mixup_alpha: float,
+    cutmix_alpha: float,
+    cutmix_probability: float = 0.5,
+) -> nn.Mixed:
+    """``nn.mixup_or_cutmix`` with the store's generator ``name``, as ``mixup``."""
+    rng = store.rng(name)
+    return _registered(
+        store, rng, *nn.mixup_or_cutmix(images, labels, mixup_alpha, cutmix_alpha, rng, cutmix_probability)
+    )
+
+
+def _registered(store: ParameterStore, rng: Any, next_rng: Any, mixed: nn.Mixed) -> nn.Mixed:
+    store.register_update(rng, next_rng)
+    return mixed
 
 
 def _unbiasing(entries: TensorVariable) -> TensorVariable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -67,20 +68,22 @@ class Preparation:
         self._contexts = contexts
         self._on_device = on_device
         self._compiled: dict[Any, ProgramMemory] = {}
+        self._compiling = threading.Lock()  # a thread that puts a batch may ask what it needs
         self._update_memory = ProgramMemory(0, 0, 0, 0)
 
     def prepare(self, turns: Sequence[Round], shapes: Shapes) -> None:
         """Compile what is new of both programs, at once: one by one they leave cores idle."""
-        new = {key: turn for turn in turns if (key := self._key(turn, shapes)) not in self._compiled}
-        if not new:
-            return
-        lowered = {key: self._device.lower(turn, *self._like(turn, shapes)) for key, turn in new.items()}
-        with ThreadPoolExecutor(1) as pool:
-            update = None if self._compiled else pool.submit(self._update.compile, *self._update_like(shapes))
-            compiled = {key: compile_program() for key, compile_program in lowered.items()}
-        if update is not None and update.exception() is None:  # what is wrong with the rule, its call will say
-            self._update_memory = update.result()
-        self._compiled.update(compiled)
+        with self._compiling:
+            new = {key: turn for turn in turns if (key := self._key(turn, shapes)) not in self._compiled}
+            if not new:
+                return
+            lowered = {key: self._device.lower(turn, *self._like(turn, shapes)) for key, turn in new.items()}
+            with ThreadPoolExecutor(1) as pool:
+                update = None if self._compiled else pool.submit(self._update.compile, *self._update_like(shapes))
+                compiled = {key: compile_program() for key, compile_program in lowered.items()}
+            if update is not None and update.exception() is None:  # what is wrong with the rule, its call will say
+                self._update_memory = update.result()
+            self._compiled.update(compiled)
 
     def require_fit(self, turns: Sequence[Round], shapes: Shapes) -> None:
         """Raise LimitReached where a context was given less memory than the step needs."""

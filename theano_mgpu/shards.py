@@ -37,14 +37,19 @@ class ShardCount:
         self.now = asked or _power_of_two(devices)
 
     def of(self, examples: int, need: Need, limit: Callable[[], int]) -> int:
-        """For a batch of ``examples``. Raises DeviceMemoryError where not one example fits."""
-        if examples not in self._chosen:
+        """For the batch of ``examples`` that runs next. Raises DeviceMemoryError where not one example fits."""
+        self.now = self.foreseen(examples, need, limit)
+        return self.now
+
+    def foreseen(self, examples: int, need: Need, limit: Callable[[], int]) -> int:
+        """The same, for a batch that runs later."""
+        count = self._chosen.get(examples)
+        if count is None:
             count = self._asked or self._smallest(examples, need, limit())
             while self._largest is not None and -(-examples // count) > self._largest:
                 count *= 2
             self._chosen[examples] = count
-        self.now = self._chosen[examples]
-        return self.now
+        return count
 
     def halve(self, examples: int, error: Exception) -> None:
         """Smaller shards from now on. Raises DeviceMemoryError where they hold one example already."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +27,7 @@ from theano_mgpu.errors import DeviceMemoryError, NonFiniteError, UnsupportedGra
 from theano_mgpu.gather.combination import combined
 from theano_mgpu.gather.host import rows_on_host
 from theano_mgpu.gather.tree import TreeSum
+from theano_mgpu.laps import Laps
 from theano_mgpu.launch import launched_ahead
 from theano_mgpu.loss_scale import LossScale
 from theano_mgpu.lowering.graph import lower
@@ -111,6 +114,8 @@ class Step:
         self.nonfinite = nonfinite
         self.skipped = 0  # steps left out, under nonfinite="skip" or for the loss scale
         self._calls = 0
+        self._laps = Laps()
+        self._making = threading.Lock()
         self._shard_count = ShardCount(name, shards, len(contexts))
         self._form = form
         self._slices = slices
@@ -160,6 +165,7 @@ class Step:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One step; outputs come as numpy arrays."""
+        self._laps.begin()
         batch = self._bound(args, kwargs)
         self._calls += 1
         while True:
@@ -171,15 +177,36 @@ class Step:
                     raise
                 self._require_separate_shards(error)
                 self._shard_count.halve(len(batch[self.cut.split[0]]), error)
+                self._laps.end("compute")
         self._commit(attempt.new_values)
         self._shard_count.tell()
         outputs = self._form.filled(attempt.outputs)
         if self.nonfinite == "skip" and isinstance(outputs, dict):
             outputs.setdefault("skipped", self.skipped)
+        self._laps.end("update")
         return outputs
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Where the time of the last call went, as the caller's thread saw it; the sum is the call's own time.
+
+        "copy": checking the batch, sending it and the shared variables to the devices.
+        "compute": the device program: compiling it, starting it, and waiting for it; attempts that ran out of memory.
+        "gather": summing rounds, and gradients to the host.
+        "update": the host program, looking at new values, commit and outputs.
+
+        With ``update_on="device"`` all that is on the devices is waited for at once, after the update rule was started:
+        "compute" has the sums between devices and the rule as well, and "gather" and "update" are what it takes to
+        start them, and the commit. Where nothing is read, without outputs and with nonfinite="ignore", the call returns
+        while the devices compute, and the next one's waiting has that time.
+
+        A copy that a device makes behind the call goes to "compute"; a batch that was put takes no copy in the call.
+        """
+        return self._laps.seconds
 
     def attempt(self, *args: Any, **kwargs: Any) -> Attempt:
         """All of a step but its commit."""
+        self._laps.begin()
         return self._attempt(self._bound(args, kwargs))
 
     def over(self, contexts: Contexts) -> Step:
@@ -198,13 +225,24 @@ class Step:
         """Split a batch and send it to the devices ahead of time: ``step(step.put(images, labels))``.
 
         Returns at once, while the devices may still compute the step before; so the next batch's transfer and this
-        one's computation overlap. The arrays are copied, and are the caller's again.
+        one's computation overlap. The arrays are copied, and are the caller's again. Another thread may do it while the
+        step runs.
         """
         batch = SentBatch(self, {v: np.array(value) for v, value in self._bound(args, kwargs).items()})
         self._follow_shapes()
         with jax.enable_x64(True):
-            batch.placed = {turn: self._placed(turn, batch) for turn in self._split(batch)}
+            batch.placed = {turn: self._placed(turn, batch) for turn in self._split(batch, ahead=True)}
         return batch
+
+    @property
+    def sends_ahead(self) -> bool:
+        """Whether ``put`` can save time, and changes nothing: devices have a memory of their own.
+
+        Simulated devices share the cores that would copy: ResNet-18's step is no faster (0.97 and 1.09 of its time in
+        benchmarks/put.py, batches of 16 and 32 on two), and the copy is one more. Rows by numbers that a step may
+        change (slices in givens) are not known ahead.
+        """
+        return self.contexts.platform != "cpu" and not self._slices.rows
 
     @property
     def needs_one_round(self) -> bool:
@@ -235,12 +273,16 @@ class Step:
         with jax.enable_x64(True):
             turns = self._split(batch)
             shared = current(self._mirrored, self._mirrors, self.contexts)
+            self._laps.end("copy")
             rows, reports = self._gather(turns, self._run(turns, batch, shared))
             updated = self._apply(rows, batch)
+            self._laps.end("update")
             found = [(report.checks, report.flags) for report in reports]
             require_passed(self.name, [*found, (self._update.checks, updated.checks)])
             values = self._new_values(turns, rows, updated, batch)
-            return Attempt(values, outputs_of(self.cut, turns, reports, updated))
+            attempt = Attempt(values, outputs_of(self.cut, turns, reports, updated))
+            self._laps.end("compute" if self._on_device else "update")
+            return attempt
 
     def _bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[Variable, np.ndarray]:
         if not any(isinstance(argument, SentBatch) for argument in (*args, *kwargs.values())):
@@ -254,14 +296,16 @@ class Step:
         return args[0]
 
     def _follow_shapes(self) -> None:
-        if shapes_of(self._bundled.shapes) != self._bundled.shapes:  # a value of another shape was set
-            self._make_programs()
+        with self._making:  # else a thread that puts a batch, and the step, could see half of it
+            if shapes_of(self._bundled.shapes) != self._bundled.shapes:  # a value of another shape was set
+                self._make_programs()
 
-    def _split(self, batch: Mapping[Variable, np.ndarray]) -> Sequence[Round]:
+    def _split(self, batch: Mapping[Variable, np.ndarray], *, ahead: bool = False) -> Sequence[Round]:
         if not self.cut.split:
             return self._turns(examples=0, shards=1)
         examples = len(batch[self.cut.split[0]])
-        return self._turns(examples, self._shards_for(examples, {v: value.shape for v, value in batch.items()}))
+        shapes = {v: value.shape for v, value in batch.items()}
+        return self._turns(examples, self._shards_for(examples, shapes, ahead=ahead))
 
     def _turns(self, examples: int, shards: int) -> Sequence[Round]:
         """The rounds of a batch of ``examples`` cut into ``shards``."""
@@ -285,13 +329,14 @@ class Step:
                 f"more devices."
             ) from error
 
-    def _shards_for(self, examples: int, shapes: Shapes) -> int:
+    def _shards_for(self, examples: int, shapes: Shapes, *, ahead: bool = False) -> int:
         preparation = self._preparation
 
         def need(shards: int) -> DeviceMemory:
             return preparation.device_memory(self._turns(examples, shards), shapes)
 
-        return self._shard_count.of(examples, need, preparation.limit)
+        count = self._shard_count.foreseen if ahead else self._shard_count.of
+        return count(examples, need, preparation.limit)
 
     def _run(
         self, turns: Sequence[Round], batch: Mapping[Variable, np.ndarray], shared: list[Any]
@@ -300,6 +345,7 @@ class Step:
             shapes = {v: value.shape for v, value in batch.items()}
             self._preparation.prepare(turns, shapes)
             self._preparation.require_fit(turns, shapes)
+            self._laps.end("compute")
             yield from launched_ahead([partial(self._launch, turn, batch, shared) for turn in turns], self.contexts)
         except UnsupportedGraphError:
             raise
@@ -307,7 +353,11 @@ class Step:
             raise ValueError(f"{self.name}(): {error} The inputs were {self._signature.described(batch)}.") from error
 
     def _launch(self, turn: Round, batch: Mapping[Variable, np.ndarray], shared: list[Any]) -> ShardResults:
-        return self._program(turn, self._placed(turn, batch), shared)
+        inputs = self._placed(turn, batch)
+        self._laps.end("copy")
+        results = self._program(turn, inputs, shared)
+        self._laps.end("compute")
+        return results
 
     def _placed(self, turn: Round, batch: Mapping[Variable, np.ndarray]) -> list[list[Any]]:
         """The device part's inputs for a round, of each of its parts: split ones a shard each, the others whole."""
@@ -326,10 +376,23 @@ class Step:
         reports = []
         following = [turn.place for turn in turns[1:]] + [turns[-1].place + 1]
         for turn, result, next_place in zip(turns, results, following, strict=True):
+            self._laps.end("compute")
             sums.push(turn.place, result.values, next_place)
             reports.append(result.report)
+            self._laps.end("gather")
         values = sums.result()
-        return [[value] for value in values] if self._on_device else rows_on_host(values), reports
+        self._laps.end("gather")
+        if not self._on_device:
+            self._wait(values, reports)
+        rows = [[value] for value in values] if self._on_device else rows_on_host(values)
+        self._laps.end("gather")
+        return rows, reports
+
+    def _wait(self, values: Sequence[jax.Array], reports: Sequence[Report]) -> None:
+        """For what the next lines read: so the time counts as the devices', and nothing takes longer."""
+        for array in itertools.chain(values, *(part for report in reports for part in report.per_example)):
+            array.block_until_ready()  # sooner, by 10 us, than ``jax.block_until_ready`` of them all
+        self._laps.end("compute")
 
     def _apply(self, rows: list[list[Any]], batch: Mapping[Variable, np.ndarray]) -> Updated:
         return self._update(rows, *self._update_arguments(batch))

@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -151,6 +152,8 @@ BROKEN = {
     "text.jpg": (b"a letter", r"not a JPEG, PNG, WebP or GIF; it begins with b'a letter'"),
     "cut.jpg": (noise(1)[:-300], "a JPEG that is cut off or damaged"),
     "cut_long.jpg": (noise(1, (400, 300))[:-300], "a JPEG that is cut off or damaged"),
+    "cut.webp": (noise(4, kind="WebP")[:-300], "a WebP that is cut off or damaged"),
+    "cut.gif": (noise(5, kind="GIF")[:-300], "a GIF that is cut off or damaged"),
     "cut.png": (noise(2, kind="PNG")[:-300], "a PNG that is cut off or damaged"),
     "large.png": (content((1, 1, 1), (101, 100)), r"101 x 100 = 10,100 pixels, more than max_pixels=10000"),
 }
@@ -180,6 +183,23 @@ def test_many_broken_files_are_counted_and_all_kept_in_the_dataset(folder):
     with pytest.warns(UserWarning, match=r"30 files are no usable image.*bad19.jpg.*and 10 more, all in \.broken"):
         dataset = image_folder(folder)
     assert len(dataset.broken) == 30
+
+
+@pytest.mark.parametrize("end", [b"\0\0\xff\xffIDATx", b"\0\0\0\0IEND\xaeB`\x82"], ids=["cut", "whole"])
+def test_an_enormous_image_is_left_out_by_default_and_never_decoded(folder, end, monkeypatch):
+    """A decompression bomb: some bytes that claim 60,000 x 60,000 pixels."""
+    header = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
+    bomb = b"\x89PNG\r\n\x1a\n\0\0\0\x0d" + header + zlib.crc32(header).to_bytes(4, "big") + end
+    write(folder, {"val/a/bomb.png": bomb})
+    monkeypatch.setattr(scan_module, "decode", lambda data: pytest.fail("it was decoded"))
+    with pytest.warns(
+        UserWarning, match=r"bomb\.png': 60000 x 60000 = 3,600,000,000 pixels, more than max_pixels=89478"
+    ):
+        dataset = image_folder(folder)
+    assert [image.path.name for image in dataset.broken] == ["bomb.png"]
+    assert len(dataset.val) == 2
+    with pytest.raises(tm.ImageError, match=r"bomb\.png': 60000 x 60000"):
+        image_folder(folder, on_bad_image="raise")
 
 
 def test_a_larger_limit_takes_what_a_smaller_one_refused(folder):

@@ -37,6 +37,10 @@ def test_fit_is_the_plain_loop(eight, tmp_path):
     assert [line["learning_rate"] for line in lines[:3]] == [rate(1), rate(3), rate(4)]
     assert [line["epoch"] for line in lines[:2]] == [16 / 22, 30 / 22]
     assert lines[0]["images_per_s"] == pytest.approx(16 / (2 * lines[0]["wait"] + 2 * lines[0]["step_seconds"]))
+    for line in lines[1:3]:  # the first compiles
+        parts = [line[part] for part in ("copy", "compute", "gather", "update")]
+        assert sum(parts) == pytest.approx(line["step_seconds"], rel=0.2)
+        assert min(parts) > 0
 
 
 def test_epochs_end_a_run_and_the_learning_rate_may_be_the_steps_own(eight, tmp_path):
@@ -59,6 +63,29 @@ def test_the_best_is_kept_and_patience_ends_the_run(eight, tmp_path):
     assert (kept.best().progress.step, kept.newest().progress.step) == (6, 12)
     lines = MetricsFile(tmp_path / "metrics.jsonl").lines()
     assert [line["val_top1"] for line in lines if "val_top1" in line and "final" not in line] == [0.1, 0.5, 0.4, 0.5]
+    assert (lines[-1]["final"], lines[-1]["stopped_by"]) == (True, "patience")
+
+
+def test_averaged_parameters_are_evaluated_as_such(eight, tmp_path):
+    """Against shadows that numpy averages, put in the parameters' place."""
+    made = fresh(eight)
+    params = made.store.trainable()
+    shadows = [param.get_value() for param in params]
+
+    def average(line):
+        for shadow, param in zip(shadows, params, strict=True):
+            shadow[...] = np.float32(0.9) * shadow + np.float32(0.1) * param.get_value()
+
+    options = {"log_every": 1, "evaluate_every": 1, "callbacks": [average]}
+    _, fitted = train(tmp_path, eight, max_steps=7, evaluated=True, made=made, **options)
+    plain = {name: fitted.metrics[f"val_{name}"] for name in ("loss", "top1", "top5", "examples")}
+    assert plain == tm.training.evaluate(made.predict, examples(seed=1), 8)
+    for shadow, param in zip(shadows, params, strict=True):
+        param.set_value(shadow)
+    expected = tm.training.evaluate(made.predict, examples(seed=1), 8)
+    assert fitted.metrics["ema_loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert fitted.metrics["ema_top1"] == expected["top1"]
+    assert fitted.metrics["ema_loss"] != pytest.approx(plain["loss"], rel=1e-3)
 
 
 def test_a_smaller_loss_is_better_and_nan_is_never_best(eight, tmp_path):

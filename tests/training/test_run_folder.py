@@ -86,6 +86,11 @@ def test_a_stopwatch_says_what_it_measured_and_nothing_else():
     assert taken["images_per_s"] == pytest.approx(16 / (2 * taken["step_seconds"] + 2 * taken["wait"]))
     assert [taken[part] for part in ("copy", "compute", "gather", "update")] == [None] * 4
     assert watch.taken()["images_per_s"] is None
+    for seconds in (1.0, 3.0):
+        watch.count(8, {"copy": seconds, "compute": 5.0})
+    taken = watch.taken()
+    assert [taken[part] for part in ("copy", "compute", "gather", "update")] == [2.0, 5.0, None, None]
+    assert watch.taken()["copy"] is None
 
 
 @pytest.fixture

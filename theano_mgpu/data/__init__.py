@@ -9,6 +9,8 @@ from theano_mgpu.data.folders import BrokenImage, Duplicate, ImageFolder, image_
 from theano_mgpu.data.image_files import ImageFile, ImageFiles
 from theano_mgpu.data.in_memory import Examples, class_names, read_split
 from theano_mgpu.data.input_pipeline import Pipeline, pipeline
+from theano_mgpu.data.packing import pack
+from theano_mgpu.data.packs import PACK_INDEX, Packed, PackedImages, is_pack, packed
 from theano_mgpu.data.photographs import Photograph, bundled_photographs, photographs
 from theano_mgpu.data.published import Splits, cifar10, cifar100, digits, mnist
 from theano_mgpu.data.resize import Box, resized_crop
@@ -16,6 +18,7 @@ from theano_mgpu.data.sources import ImageSource
 
 __all__ = [
     "MAX_PIXELS",
+    "PACK_INDEX",
     "Augmentation",
     "Batch",
     "BatchSource",
@@ -29,6 +32,8 @@ __all__ = [
     "ImageFiles",
     "ImageFolder",
     "ImageSource",
+    "Packed",
+    "PackedImages",
     "Photograph",
     "Pipeline",
     "RandAugment",
@@ -41,7 +46,10 @@ __all__ = [
     "decode",
     "digits",
     "image_folder",
+    "is_pack",
     "mnist",
+    "pack",
+    "packed",
     "photographs",
     "pipeline",
     "read_split",

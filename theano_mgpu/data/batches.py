@@ -33,7 +33,7 @@ class BatchSource(Protocol):
     """What ``fit`` needs of data: batches from a cursor on, 0 at the start, epoch after epoch, without end.
 
     What comes is a function of the cursor alone, whatever was read before, so that a run which goes on from a
-    checkpoint sees the same batches.
+    checkpoint sees the same batches. A thread fetches them ahead of the step, so each batch has arrays of its own.
     """
 
     def batches_from(self, cursor: int) -> Iterator[Batch]: ...

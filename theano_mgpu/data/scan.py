@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import sys
 import tempfile
 import warnings
 import zipfile
@@ -21,10 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from theano_mgpu.data.decoding import MAX_PIXELS, decode, image_size, looks_whole
+from theano_mgpu.data.progress_bar import progress_bar
+from theano_mgpu.data.texts import joined_texts, split_texts
 from theano_mgpu.errors import ImageError
 
 __all__ = ["Scan", "cache_file", "scan"]
@@ -89,11 +89,11 @@ class Scan:
                     np.savez(
                         file,
                         version=np.int64(_VERSION),
-                        folders=_joined(os.fsencode(folder) for folder in self.folders),
+                        folders=joined_texts(os.fsencode(folder) for folder in self.folders),
                         counts=self.counts,
-                        names=_joined(name.rpartition(b"/")[2] for name in self.names),
+                        names=joined_texts(name.rpartition(b"/")[2] for name in self.names),
                         rows=self.rows,
-                        problems=_joined(problem.encode("utf-8", "replace") for problem in self.problems),
+                        problems=joined_texts(problem.encode("utf-8", "replace") for problem in self.problems),
                     )
                 os.replace(whole, path)
         except OSError as error:
@@ -122,19 +122,7 @@ def scan(root: str | Path, folders: Sequence[str], *, progress: bool | None = No
     """
     root = str(root)
     cache = _load(root)
-    console = Console(stderr=True)
-    with (
-        Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=console.is_terminal,  # in a log the last line stays
-            disable=not (sys.stderr.isatty() if progress is None else progress),
-        ) as bar,
-        _threads() as pool,
-    ):
+    with progress_bar(progress) as bar, _threads() as pool:
         names: list[bytes] = []
         parts, problems = [], list(cache.problems)
         subfolders: list[str] = []
@@ -281,20 +269,13 @@ def _load(root: str) -> _Cache:
         # Opened here: of a damaged one np.load would leave the file open.
         with cache_file(root).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             if file["version"] == _VERSION and file["rows"].dtype == _ROW:
-                problems = [problem.decode() for problem in _parts(file["problems"])]
-                return _Cache(_parts(file["folders"]), file["counts"], _parts(file["names"]), file["rows"], problems)
+                problems = [problem.decode() for problem in split_texts(file["problems"])]
+                return _Cache(
+                    split_texts(file["folders"]), file["counts"], split_texts(file["names"]), file["rows"], problems
+                )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # none yet, or damaged: scanned again and written anew
     return _Cache([], np.empty(0, np.int64), [], np.empty(0, _ROW), [""])
-
-
-def _joined(texts: Iterable[bytes]) -> np.ndarray:
-    """Texts without NUL as one array of bytes, each with a NUL behind it."""
-    return np.frombuffer(b"".join(text + b"\0" for text in texts), dtype=np.uint8)
-
-
-def _parts(joined: np.ndarray) -> list[bytes]:
-    return joined.tobytes().split(b"\0")[:-1]
 
 
 def _hash(content: bytes) -> int:

@@ -24,10 +24,6 @@ __all__ = ["resnet"]
 _IMAGENET = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 _CIFAR = {depth: ((depth - 2) // 6,) * 3 for depth in (20, 32, 44, 56, 110)}
 
-# ImageNet's, of red, green and blue scaled to 0..1, as in torchvision.
-_MEAN = np.array([0.485, 0.456, 0.406])
-_DEVIATION = np.array([0.229, 0.224, 0.225])
-
 
 def resnet(
     store: ParameterStore,
@@ -169,5 +165,4 @@ def _normalised(images: Any) -> TensorVariable:
             "resnet(): 'images' should be uint8 with three channels, or floats that are normalised already; not "
             f"{dtype} with {shape[3]} channels."
         )
-    scale = (1 / (255 * _DEVIATION)).astype("float32")
-    return images.astype("float32") * scale - (_MEAN / _DEVIATION).astype("float32")
+    return nn.normalise_images(images)

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
-from theano_mgpu.data import Examples, Pipeline
+from theano_mgpu.data import Examples
+from theano_mgpu.training.examination import Examination
 
-__all__ = ["evaluate"]
+__all__ = ["OnceOver", "evaluate", "examine"]
+
+
+class OnceOver(Protocol):
+    """Data that makes its own batches of images and labels, once over: ``tm.data.pipeline(..., train=False)``."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]: ...
 
 
 def evaluate(
-    predict_step: Callable[..., Any], examples: Examples | Pipeline, batch_size: int | None = None
+    predict_step: Callable[..., Any], examples: Examples | OnceOver, batch_size: int | None = None
 ) -> dict[str, float]:
     """The mean loss, top-1 and top-5 of a network over all examples, each of them once.
 
     predict_step: ``tm.function([images], logits)``, of which the answers keep the batch axis, ``(n, classes)``; or any
         function of images that gives such logits, alone, in a list of one, or as "logits" in a dict.
-    examples: what it is evaluated on, in order, in batches of ``batch_size``, the last of which may be smaller; or a
-        pipeline for validation, ``tm.data.pipeline(..., train=False)``, which has its own batches.
+    examples: what it is evaluated on, in order: ``Examples`` in batches of ``batch_size``, of which the last may be
+        smaller; or a pipeline for validation, which knows its own.
 
     Returns "loss", the mean of ``-log softmax(logits)[label]``, "top1" and "top5", from 0 to 1, and "examples", their
     number. Sums are taken in float64 over single examples. An example is among the top k where fewer than k classes
@@ -28,40 +38,157 @@ def evaluate(
 
     Raises ValueError for no examples, and for logits of another form, or of fewer classes than the labels need.
     """
-    if len(examples) == 0:
-        raise ValueError("evaluate(): 'examples' is empty; at least one is needed.")
     sums, count = np.zeros(3), 0
-    for images, labels in _batches(examples, batch_size):
-        sums += _sums(_logits(predict_step(images), labels), labels)
-        count += len(labels)
+    for _, found in _answered("evaluate", predict_step, examples, batch_size):
+        sums += found.losses.sum(), found.is_right.sum(), found.is_near.sum()
+        count += len(found.labels)
     loss, top1, top5 = (float(total) / count for total in sums)
     return {"loss": loss, "top1": top1, "top5": top5, "examples": count}
 
 
-def _batches(examples: Examples | Pipeline, batch_size: int | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    if isinstance(examples, Pipeline):
-        if batch_size is not None:
-            raise ValueError("evaluate(): 'batch_size' belongs to the pipeline that is given; leave it out here.")
-        return examples.batches()
-    if batch_size is None:
-        raise ValueError("evaluate(): 'batch_size' is needed for examples in memory.")
-    return examples.batches(batch_size)
+def examine(
+    predict_step: Callable[..., Any],
+    examples: Examples | OnceOver,
+    classes: Sequence[str],
+    batch_size: int | None = None,
+    *,
+    mistakes: int = 24,
+) -> Examination:
+    """``evaluate`` class by class, in the same single pass over the examples.
+
+    classes: their names, as many as there are logits. mistakes: so many wrongly answered images are kept, those with
+        the most confident answers; of equal ones the first.
+
+    The answer is the class of the largest logit, of equal ones the first. Where logits are not finite it is taken among
+    the other classes, since the example counts as wrong.
+
+    Returns an ``Examination``; its ``loss``, ``top1``, ``top5_rate`` and ``examples`` are those of ``evaluate``. Raises
+    ValueError as ``evaluate``, and where there are less than two classes, or not as many as logits, or two of one
+    name; where ``mistakes`` is negative, and for images that are not uint8 ``(n, height, width, 3)`` unless it is 0.
+    """
+    classes = tuple(classes)
+    if len(classes) < 2 or len(set(classes)) < len(classes):
+        raise ValueError(f"examine(): 'classes' should be at least two different names, not {_few(classes)}.")
+    if isinstance(mistakes, bool) or not isinstance(mistakes, int) or mistakes < 0:
+        raise ValueError(f"examine(): 'mistakes' should be an integer of at least 0, not {mistakes!r}.")
+    confusion, top5 = np.zeros((len(classes), len(classes)), np.int64), np.zeros(len(classes), np.int64)
+    losses, surest = 0.0, _Mistakes.none()
+    for images, found in _answered("examine", predict_step, examples, batch_size, len(classes)):
+        np.add.at(confusion, (found.labels, found.answers), 1)
+        np.add.at(top5, found.labels[found.is_near], 1)
+        losses += float(found.losses.sum())
+        if mistakes:
+            surest = surest.joined(_Mistakes.of(images, found, mistakes), mistakes)
+    return Examination(
+        classes,
+        confusion,
+        top5,
+        losses / int(confusion.sum()),
+        surest.images,
+        surest.labels.astype(np.int32),
+        surest.answers.astype(np.int32),
+        surest.confidences.astype(np.float32),
+    )
 
 
-def _sums(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Of one batch: the sum of the losses, and the numbers of examples in the top 1 and the top 5."""
+@dataclass(frozen=True)
+class _Answers:
+    """To one batch; an entry an example. ``confidences`` are the answers' probabilities."""
+
+    labels: np.ndarray
+    answers: np.ndarray
+    confidences: np.ndarray
+    losses: np.ndarray
+    is_near: np.ndarray  # among the top five
+
+    @property
+    def is_right(self) -> np.ndarray:
+        return self.answers == self.labels
+
+
+@dataclass(frozen=True)
+class _Mistakes:
+    """The surest first."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    answers: np.ndarray
+    confidences: np.ndarray
+
+    @classmethod
+    def none(cls) -> _Mistakes:
+        return cls(np.empty((0, 0, 0, 3), np.uint8), *(np.empty(0) for _ in range(3)))
+
+    @classmethod
+    def of(cls, images: np.ndarray, found: _Answers, most: int) -> _Mistakes:
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+            raise ValueError(
+                f"examine(): to keep mistakes, images should be uint8 of shape (n, height, width, 3), not "
+                f"{images.dtype} {images.shape}. Give mistakes=0 for others."
+            )
+        wrong = np.flatnonzero(~found.is_right)
+        rows = wrong[_surest(found.confidences[wrong], most)]
+        return cls(images[rows], found.labels[rows], found.answers[rows], found.confidences[rows])
+
+    def joined(self, later: _Mistakes, most: int) -> _Mistakes:
+        if not len(later.labels) or not len(self.labels):
+            return later if len(later.labels) else self
+        rows = _surest(np.concatenate([self.confidences, later.confidences]), most)
+        pairs = [(getattr(self, name), getattr(later, name)) for name in ("images", "labels", "answers", "confidences")]
+        return _Mistakes(*(np.concatenate(pair)[rows] for pair in pairs))
+
+
+def _surest(confidences: np.ndarray, most: int) -> np.ndarray:
+    """NaN stand last."""
+    return np.argsort(-confidences, kind="stable")[:most]
+
+
+def _answered(
+    caller: str,
+    predict_step: Callable[..., Any],
+    examples: Examples | OnceOver,
+    batch_size: int | None,
+    classes: int | None = None,
+) -> Iterator[tuple[np.ndarray, _Answers]]:
+    """Each batch's images, and the answers to it."""
+    if len(examples) == 0:
+        raise ValueError(f"{caller}(): 'examples' is empty; at least one is needed.")
+    if isinstance(examples, Examples) and batch_size is None:
+        raise ValueError(f"{caller}(): 'batch_size' is needed for examples in memory.")
+    if not isinstance(examples, Examples) and batch_size is not None:
+        raise ValueError(f"{caller}(): 'batch_size' belongs to the pipeline that is given; leave it out here.")
+    given = () if batch_size is None else (batch_size,)
+    batches: Iterator[tuple[np.ndarray, np.ndarray]] = examples.batches(*given)
+    for images, labels in batches:
+        logits = _logits(caller, predict_step(images), labels)
+        if classes not in (None, logits.shape[1]):
+            raise ValueError(f"{caller}(): there are {classes} classes, but logits of {logits.shape[1]}.")
+        yield images, _answers(logits, labels)
+
+
+def _answers(logits: np.ndarray, labels: np.ndarray) -> _Answers:
     rows = np.arange(len(labels))
     of_label = logits[rows, labels][:, None]
     with np.errstate(invalid="ignore"):
         shifted = logits - logits.max(axis=1, keepdims=True)
-        losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[rows, labels]
+        sums = np.exp(shifted).sum(axis=1)
+        losses = np.log(sums) - shifted[rows, labels]
         earlier = np.arange(logits.shape[1]) < labels[:, None]
         place = ((logits > of_label) | ((logits == of_label) & earlier)).sum(axis=1)
-    place[~np.isfinite(logits).all(axis=1)] = logits.shape[1] + 5
-    return np.array([losses.sum(), (place < 1).sum(), (place < 5).sum()])
+    answers, is_near = logits.argmax(axis=1), place < 5
+    broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if len(broken):
+        others = np.where(np.isfinite(logits[broken]), logits[broken], -np.inf)
+        others[np.arange(len(broken)), labels[broken]] = -np.inf
+        answers[broken] = others.argmax(axis=1)
+        answers[broken] += answers[broken] == labels[broken]  # where no other is finite: the first but the label
+        is_near[broken] = False
+    confidences = 1 / sums  # of the largest logit, which was shifted to 0
+    confidences[broken] = np.nan
+    return _Answers(labels, answers, confidences, losses, is_near)
 
 
-def _logits(outputs: Any, labels: np.ndarray) -> np.ndarray:
+def _logits(caller: str, outputs: Any, labels: np.ndarray) -> np.ndarray:
     """One row an example, float64."""
     if isinstance(outputs, Mapping):
         outputs = outputs.get("logits")
@@ -70,12 +197,16 @@ def _logits(outputs: Any, labels: np.ndarray) -> np.ndarray:
     shape = np.shape(outputs) if isinstance(outputs, np.ndarray) else type(outputs).__name__
     if not isinstance(outputs, np.ndarray) or outputs.ndim != 2 or len(outputs) != len(labels):
         raise ValueError(
-            f"evaluate(): 'predict_step' should give logits of shape ({len(labels)}, classes), not {shape}. Return "
+            f"{caller}(): 'predict_step' should give logits of shape ({len(labels)}, classes), not {shape}. Return "
             "them without an average: tm.function([images], logits)."
         )
     if labels.min() < 0 or labels.max() >= outputs.shape[1]:
         raise ValueError(
-            f"evaluate(): labels go from {labels.min()} to {labels.max()}, but there are logits of {outputs.shape[1]} "
+            f"{caller}(): labels go from {labels.min()} to {labels.max()}, but there are logits of {outputs.shape[1]} "
             "classes. Labels count the classes from 0."
         )
     return outputs.astype("float64")
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "none"

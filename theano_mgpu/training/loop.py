@@ -14,8 +14,9 @@ from theano_mgpu.step import Step
 from theano_mgpu.store import ParameterStore
 from theano_mgpu.training.checkpoints import Checkpoints
 from theano_mgpu.training.limits import Limits, judged
+from theano_mgpu.training.live_display import LiveDisplay
 from theano_mgpu.training.metrics import Means, Stopwatch, numbers_of
-from theano_mgpu.training.progress_line import ProgressLine
+from theano_mgpu.training.prefetch import Prefetch
 from theano_mgpu.training.run_folder import RunFolder
 from theano_mgpu.training.signals import Interrupted, StopSignals
 from theano_mgpu.training.state import Progress, TrainingState
@@ -73,13 +74,14 @@ def fit(
 
     step: called with a batch's arrays, then with the learning rate where there is one. Its outputs are a dict of
         averages ("loss", "top1"), or the loss alone.
-    batches: ``Batches``, or anything with its ``batches_from``.
+    batches: ``Batches``, or anything with its ``batches_from``. A thread fetches them, two ahead of the step at the
+        most, and sends them to devices that have a memory of their own.
     store: the parameters; ``store.checksum()`` of it ends the metrics.
     run: a folder for ``metrics.jsonl`` and ``checkpoints/``; one run at a time.
     resume: go on from the newest whole checkpoint there, or from the start where there is none. The outcome is the same
         to the bit as without a stop, on any number of devices; give ``shards`` to every ``tm.function``, those of the
         evaluations included, since they depend on the devices by default.
-    learning_rate: a function of the number of the step, from 0, as in ``tm.schedules``.
+    learning_rate: a function of the number of the step, from 0, as in ``tm.schedules``; asked a step or two ahead.
     epochs, max_steps: the length of the whole run, what was done before a stop included. time_limit: in seconds, for
         this call; the run is saved and may go on.
     log_every: steps between lines of metrics. A line has means over the examples since the last one, and mean seconds
@@ -93,7 +95,7 @@ def fit(
     on_save_error: "raise" or "warn" where a checkpoint cannot be written.
     must_match: what a resumed run must have in common: ``{"classes": names}``.
     callbacks: functions of a line of metrics, a dict; the run ends where one returns True.
-    progress: a live line, where standard error is a terminal.
+    progress: a live display where standard error is a terminal, else a plain line there for each line of metrics.
 
     Returns how it ended. SIGTERM and SIGINT finish the step, save, say how to go on, and raise ``Interrupted``, which
     ends the process.
@@ -106,24 +108,27 @@ def fit(
     callbacks = tuple(callbacks)
     _check(limits, log_every, evaluate_every, checkpoint_every, evaluations, best, patience)
     state = TrainingState(step, store, must_match=must_match)
-    with RunFolder(run) as folder, Checkpoints(folder.checkpoints, keep, on_error=on_save_error) as checkpoints:
+    with (
+        RunFolder(run) as folder,
+        Checkpoints(folder.checkpoints, keep, on_error=on_save_error) as checkpoints,
+        Prefetch(step, batches, learning_rate) as ahead,
+    ):
         begin(state, folder, checkpoints, resume=resume)
         checkpoints.reserve(state)
         means, watch, line = Means(state.progress.sums), Stopwatch(), _last(folder)
-        source = iter(batches.batches_from(state.progress.cursor))
+        source = ahead.going_on(state.progress)
         stopped_by = limits.finished(state.progress)
-        with StopSignals() as signals, ProgressLine(limits.total_steps(state.progress), shown=progress) as live:
+        with StopSignals() as signals, LiveDisplay(shown=progress, contexts=step.contexts) as live:
             while stopped_by is None:
-                batch = watch.timed("wait", next, source, None)
-                if batch is None:
+                given = watch.timed("wait", next, source, None)
+                if given is None:
                     raise ValueError(
                         f"fit(): 'batches' ended after step {state.progress.step}. batches_from() should go on, epoch "
                         "after epoch, until the run has what it was asked for."
                     )
-                rate = () if learning_rate is None else (learning_rate(state.progress.step),)
-                skipped = step.skipped
-                outputs = numbers_of(watch.timed("step", step, *batch.arrays, *rate))
-                watch.count(len(batch))
+                batch, skipped = given.batch, step.skipped
+                outputs = numbers_of(watch.timed("step", step, *given.arguments))
+                watch.count(len(batch), step.seconds)
                 if step.skipped == skipped:  # the loss of a step that was left out is no number
                     means.add(outputs, len(batch))
                 number = state.progress.step + 1
@@ -139,12 +144,12 @@ def fit(
 
                 if stopped_by or evaluated or number % log_every == 0:
                     line = {"step": number, "epoch": batch.epoch, "loss": None, "top1": None, **means.taken()}
-                    line |= {"learning_rate": rate[0]} if rate else {}
+                    line |= {"learning_rate": given.learning_rate} if learning_rate else {}
                     line |= watch.taken() | evaluated
                     folder.metrics.append(line)
                     if True in [callback(line) for callback in callbacks]:
                         stopped_by = stopped_by or "callback"
-                live.update(number, line)
+                live.update(number, line, limits.total_steps(state.progress))
 
                 if stopped_by is None and (signals.received or limits.out_of_time()):
                     stopped_by = signals.received.name if signals.received else "time_limit"
@@ -158,7 +163,7 @@ def fit(
             raise interrupted(signals, state, folder)
         checksum = store.checksum()
         if stopped_by != "time_limit":
-            line = {**line, "final": True, "checksum": checksum}
+            line = {**line, "final": True, "checksum": checksum, "stopped_by": stopped_by}
             folder.metrics.append(line)
         return Fitted(state.progress, line, stopped_by, checksum)
 

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from theano_mgpu.laps import PARTS
+
 __all__ = ["Means", "MetricsFile", "Stopwatch", "numbers_of"]
 
 Result = TypeVar("Result")
@@ -87,6 +89,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.within: dict[str, float] = {}  # the steps
         self.examples = 0
         self.steps = 0
 
@@ -98,24 +101,26 @@ class Stopwatch:
         finally:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
-    def count(self, examples: int) -> None:
-        """A step is done."""
+    def count(self, examples: int, seconds: Mapping[str, float] | None = None) -> None:
+        """A step is done; ``seconds`` are its own, such as ``step.seconds``."""
         self.examples += examples
         self.steps += 1
+        for part, spent in (seconds or {}).items():
+            self.within[part] = self.within.get(part, 0.0) + spent
 
     def taken(self) -> dict[str, float | None]:
-        """images/s, and mean seconds a step of waiting for the batch and of the step; begin anew.
+        """images/s, and mean seconds a step: of waiting for the batch, of the step, and of its parts; begin anew.
 
-        A step does not say how its own seconds divide into copy, compute, gather and update: these are None.
+        The parts copy, compute, gather and update are None where no step gave its own seconds.
         """
         total, steps = sum(self.seconds.values()), max(self.steps, 1)
         taken: dict[str, float | None] = {
             "images_per_s": self.examples / total if total else None,
             "step_seconds": self.seconds.get("step", 0.0) / steps,
             "wait": self.seconds.get("wait", 0.0) / steps,
-            **dict.fromkeys(("copy", "compute", "gather", "update")),
+            **{part: self.within[part] / steps if part in self.within else None for part in PARTS},
         }
-        self.seconds, self.examples, self.steps = {}, 0, 0
+        self.seconds, self.within, self.examples, self.steps = {}, {}, 0, 0
         return taken
 
 
