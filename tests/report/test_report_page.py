@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import theano_mgpu as tm
-from runs import CLASSES, write_examination
+from tests.report.trained_runs import CLASSES, write_examination
 
 SECTIONS = ["learning", "pace", "classes", "mistakes", "filters", "cut", "recipe", "machine"]
 VOID = {"meta", "link", "img", "br"}
