@@ -33,6 +33,7 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         ("gather.py", ["gather_raise_gb_per_s", "copy_gb_per_s", "ratio_raise"]),
         ("ordered_sum.py", ["ratio_2", "ratio_8"]),
         ("loader.py", ["images_per_s_ours_1", "images_per_s_ours_2", "efficiency"]),
+        pytest.param("from_files.py", ["ratio"], marks=pytest.mark.slow),
         pytest.param("rounds.py", ["slowest_against_one_round"], marks=pytest.mark.slow),
         pytest.param("put.py", ["put_ms", "ratio"], marks=pytest.mark.slow),
         pytest.param("recompute.py", ["time_ratio", "memory_ratio"], marks=pytest.mark.slow),
