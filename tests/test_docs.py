@@ -1,6 +1,7 @@
 """The Python blocks of the README and of docs/ run, top to bottom in one namespace a file, and print what they say.
 
 A ``text`` block right behind a ``python`` block that prints is the expected output; ``...`` in it stands for anything.
+The commands of a ``console`` block, lines that begin with ``$``, run in between and print what stands below them.
 Each file runs in a process of its own, with eight simulated devices: this file is also the program that does it.
 """
 
@@ -77,8 +78,22 @@ def _trimmed(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
 
 
+def transcript(commands: str) -> str:
+    """A console block with what its commands print now, on both streams, and their exit status where it is not 0."""
+    lines = []
+    for line in commands.splitlines():
+        if line.startswith("$ "):
+            command = line[2:].replace("theano-mgpu", f"{sys.executable} -m theano_mgpu", 1)
+            process = subprocess.run(
+                command, shell=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=DEADLINE
+            )
+            lines += [line, *process.stdout.splitlines()]
+            lines += [f"(exit status {process.returncode})"] if process.returncode else []
+    return "\n".join(lines)
+
+
 def run(page: Path) -> list[str]:
-    """Run a page's Python blocks here; what each of them printed. A traceback shows the page's lines."""
+    """Run a page's Python and console blocks here; what each of them printed. A traceback shows the page's lines."""
     namespace: dict[str, object] = {"__name__": "__main__"}
     outputs = []
     for block in blocks(page.read_text()):
@@ -86,13 +101,15 @@ def run(page: Path) -> list[str]:
             with contextlib.redirect_stdout(io.StringIO()) as printed:
                 exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec"), namespace)
             outputs.append(printed.getvalue())
+        elif block.language == "console":
+            outputs.append(transcript(block.code))
     return outputs
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_page_runs_and_prints_what_it_says(page: Path, tmp_path: Path) -> None:
     found = blocks(page.read_text())
-    if not any(block.language == "python" for block in found):
+    if not any(block.language in ("python", "console") for block in found):
         return
     process = subprocess.run(
         [sys.executable, __file__, str(page)],
@@ -111,6 +128,11 @@ def test_page_runs_and_prints_what_it_says(page: Path, tmp_path: Path) -> None:
                 f"{page.name}, line {block.line}: expected\n{block.code}\nbut printed\n{printed}"
             )
         printed = next(outputs) if block.language == "python" else None
+        if block.language == "console":
+            happened = next(outputs)
+            assert matches(happened, block.code), (
+                f"{page.name}, line {block.line}: expected\n{block.code}\nbut this happened\n{happened}"
+            )
 
 
 def test_blocks_are_found_with_their_lines_and_neighbours() -> None:

@@ -1,6 +1,6 @@
 """Theano-style training over many GPUs: one symbolic graph, cut at its averages, one update on the host."""
 
-from theano_mgpu import data, init, layers, lowering, models, nn, report, schedules, training, updates
+from theano_mgpu import data, init, layers, lowering, models, nn, recipes, report, schedules, training, updates
 from theano_mgpu.arguments import In
 from theano_mgpu.averages import average, grad, maximum, minimum, total
 from theano_mgpu.devices import Context, Contexts, contexts
@@ -11,6 +11,7 @@ from theano_mgpu.errors import (
     DivergenceError,
     ImageError,
     NonFiniteError,
+    RecipeError,
     RunInUseError,
     UnsupportedGraphError,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "NonFiniteError",
     "ParameterStore",
     "Plan",
+    "RecipeError",
     "RunInUseError",
     "Step",
     "UnsupportedGraphError",
@@ -52,6 +54,7 @@ __all__ = [
     "minimum",
     "models",
     "nn",
+    "recipes",
     "recompute",
     "report",
     "resident",

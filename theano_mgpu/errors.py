@@ -6,7 +6,8 @@ ArithmeticError
 ValueError
 ├── CutError              a graph that cannot be cut into a device part and a host part
 ├── DamagedCheckpointError a checkpoint's file is not what was saved
-└── ImageError            bytes that are no image, a damaged one, or one with too many pixels
+├── ImageError            bytes that are no image, a damaged one, or one with too many pixels
+└── RecipeError           a recipe with a setting that is not known, of another type, or out of range
 RuntimeError
 └── RunInUseError         another process, or this one, trains in the same run folder
 NotImplementedError
@@ -24,6 +25,7 @@ __all__ = [
     "DivergenceError",
     "ImageError",
     "NonFiniteError",
+    "RecipeError",
     "RunInUseError",
     "UnsupportedGraphError",
 ]
@@ -47,6 +49,10 @@ class DamagedCheckpointError(ValueError):
 
 class ImageError(ValueError):
     """Bytes that are no image, a damaged one, or one with more pixels than allowed."""
+
+
+class RecipeError(ValueError):
+    """A recipe has a setting that is not known, of another type, or out of range."""
 
 
 class RunInUseError(RuntimeError):

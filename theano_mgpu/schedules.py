@@ -4,7 +4,8 @@ A schedule is a plain function of an integer, counted from 0, that returns a flo
 that it is an input of, so that nothing is compiled again and a resumed run needs the step's number alone.
 
 Warm-up multiplies by ``(step + 1) / (warmup_steps + 1)`` until step ``warmup_steps``, the first at full rate: no step
-is wasted on a rate of zero (Goyal et al., "Accurate, large minibatch SGD", arXiv 1706.02677, section 2.2).
+is wasted on a rate of zero (Goyal et al., "Accurate, large minibatch SGD", arXiv 1706.02677, section 2.2). With
+``warmup_start``, the factor of step 0, it grows from that one in equal steps instead.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from numbers import Integral, Real
 
-__all__ = ["Schedule", "constant", "linear_warmup", "polynomial", "step_decay", "warmup_cosine"]
+__all__ = ["Schedule", "constant", "held", "linear_warmup", "polynomial", "step_decay", "warmup_cosine"]
 
 Schedule = Callable[[int], float]
 
@@ -31,7 +32,9 @@ def constant(value: float) -> Schedule:
     return rate
 
 
-def warmup_cosine(peak: float, total_steps: int, warmup_steps: int = 0, final: float = 0.0) -> Schedule:
+def warmup_cosine(
+    peak: float, total_steps: int, warmup_steps: int = 0, final: float = 0.0, warmup_start: float | None = None
+) -> Schedule:
     """A linear warm-up to ``peak``, then half a cosine down to ``final`` at ``total_steps``, and ``final`` after it.
 
     final + (peak - final) * (1 + cos(pi * (step - warmup_steps) / (total_steps - warmup_steps))) / 2
@@ -48,10 +51,16 @@ def warmup_cosine(peak: float, total_steps: int, warmup_steps: int = 0, final: f
         part = _part_done(step, total_steps, warmup_steps)
         return final + (peak - final) * (1 + math.cos(math.pi * part)) / 2
 
-    return linear_warmup(rate, warmup_steps)
+    return linear_warmup(rate, warmup_steps, warmup_start)
 
 
-def step_decay(base: float, boundaries: Sequence[int], factor: float = 0.1, warmup_steps: int = 0) -> Schedule:
+def step_decay(
+    base: float,
+    boundaries: Sequence[int],
+    factor: float = 0.1,
+    warmup_steps: int = 0,
+    warmup_start: float | None = None,
+) -> Schedule:
     """``base``, multiplied by ``factor`` from each of the ``boundaries`` on.
 
     base * factor ** (number of boundaries <= step)
@@ -69,11 +78,16 @@ def step_decay(base: float, boundaries: Sequence[int], factor: float = 0.1, warm
         _check_step("step_decay", step)
         return float(base * factor ** bisect_right(boundaries, step))
 
-    return linear_warmup(rate, warmup_steps)
+    return linear_warmup(rate, warmup_steps, warmup_start)
 
 
 def polynomial(
-    base: float, total_steps: int, power: float = 1.0, final: float = 0.0, warmup_steps: int = 0
+    base: float,
+    total_steps: int,
+    power: float = 1.0,
+    final: float = 0.0,
+    warmup_steps: int = 0,
+    warmup_start: float | None = None,
 ) -> Schedule:
     """A linear warm-up to ``base``, then a power of the steps left down to ``final`` at ``total_steps``, and after it.
 
@@ -92,24 +106,48 @@ def polynomial(
         part = _part_done(step, total_steps, warmup_steps)
         return float(final + (base - final) * (1 - part) ** power)
 
-    return linear_warmup(rate, warmup_steps)
+    return linear_warmup(rate, warmup_steps, warmup_start)
 
 
-def linear_warmup(schedule: Schedule, warmup_steps: int) -> Schedule:
-    """``schedule`` with a linear warm-up in front: its first ``warmup_steps`` rates are scaled up from near zero.
+def linear_warmup(schedule: Schedule, warmup_steps: int, start: float | None = None) -> Schedule:
+    """``schedule`` with a linear warm-up in front: its first ``warmup_steps`` rates are scaled up.
 
     schedule(step) * min(1, (step + 1) / (warmup_steps + 1))
+    schedule(step) * min(1, start + (1 - start) * step / warmup_steps)          where ``start`` is given
 
-    The steps are not shifted: ``schedule`` sees the same numbers. Raises ValueError where it is no function or
-    ``warmup_steps`` is negative.
+    The steps are not shifted: ``schedule`` sees the same numbers. Raises ValueError where it is no function,
+    ``warmup_steps`` is negative, or ``start`` is not between 0 and 1.
     """
     if not callable(schedule):
         raise ValueError(f"linear_warmup(): 'schedule' should be a function of the step, but is {schedule!r}.")
     _check_count("linear_warmup", warmup_steps=warmup_steps)
+    if start is not None and not 0 <= start <= 1:
+        raise ValueError(f"linear_warmup(): 'start' is {start!r}; it should lie between 0 and 1.")
 
     def rate(step: int) -> float:
         _check_step("linear_warmup", step)
-        return float(schedule(step) * min(1.0, (step + 1) / (warmup_steps + 1)))
+        if step >= warmup_steps:
+            return float(schedule(step))
+        factor = (step + 1) / (warmup_steps + 1) if start is None else start + (1 - start) * step / warmup_steps
+        return float(schedule(step) * factor)
+
+    return rate
+
+
+def held(schedule: Schedule, every: int) -> Schedule:
+    """``schedule`` in stairs: looked up at every ``every``-th step and held until the next, such as once an epoch.
+
+    schedule(step - step % every)
+
+    Raises ValueError where ``every`` is not positive.
+    """
+    _check_count("held", every=every)
+    if every == 0:
+        raise ValueError("held(): 'every' is 0; it should be an integer of at least 1.")
+
+    def rate(step: int) -> float:
+        _check_step("held", step)
+        return schedule(step - step % every)
 
     return rate
 

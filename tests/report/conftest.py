@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from runs import train
 
 import theano_mgpu as tm
+from tests.report.trained_runs import train
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,7 @@ def resnet(
     sync: bool = False,
     zero_init_residual: bool = False,
     recompute: bool = False,
+    blur_pool: bool = False,
 ) -> TensorVariable:
     """A residual network: images (examples, height, width, channels) to logits (examples, num_classes).
 
@@ -53,6 +54,8 @@ def resnet(
             at first (Goyal et al., "Accurate, large minibatch SGD", 2017, section 5.1).
         recompute: compute each block's activations again in the backward pass (``tm.recompute``): less memory, more
             time, the same gradients.
+        blur_pool: blur what goes into convolutions of stride 2 with at least 16 channels by [1, 2, 1] / 4 along both
+            axes (Zhang, "Making convolutional networks shift-invariant again", ICML 2019), as in FFCV's recipes.
 
     Parameters have torchvision's names. Convolutions begin as ``he_normal(mode="fan_out")``.
     Raises ValueError for another depth, stem, number of axes, channels, dtype or num_classes; TypeError if ``train`` or
@@ -72,7 +75,7 @@ def resnet(
     if not isinstance(recompute, bool):
         raise TypeError(f"resnet(): 'recompute' should be True or False, not {recompute!r}.")
 
-    build = _Builder(store, train, sync, 0.0 if zero_init_residual else 1.0)
+    build = _Builder(store, train, sync, 0.0 if zero_init_residual else 1.0, blur_pool)
     x = _normalised(images)
     width = 64 if depth in _IMAGENET else 16
     if stem == "imagenet":
@@ -101,14 +104,23 @@ class _Builder:
     train: bool
     sync: bool
     last_scale: float
+    blur_pool: bool
 
     def conv(self, name: str, x: TensorVariable, filters: int, size: int, stride: int = 1) -> TensorVariable:
+        if self.blur_pool and stride > 1 and x.type.shape[-1] >= 16:
+            x = _blurred(x)
         return layers.conv2d(
             self.store, name, x, filters, size, stride, padding=size // 2, bias=False, init=he_normal(mode="fan_out")
         )
 
     def norm(self, name: str, x: TensorVariable, scale: float = 1.0) -> TensorVariable:
         return layers.batch_norm(self.store, name, x, self.train, self.sync, init=scale)
+
+
+def _blurred(x: TensorVariable) -> TensorVariable:
+    channels = x.type.shape[-1]
+    one = np.outer([1, 2, 1], [1, 2, 1]).astype("float32") / 16
+    return nn.conv2d(x, np.broadcast_to(one[:, :, None, None], (3, 3, 1, channels)), padding=1, groups=channels)
 
 
 Shortcut = Callable[[_Builder, str, TensorVariable, int, int], TensorVariable]

@@ -45,7 +45,7 @@ def fit(
     batches: BatchSource,
     *,
     store: ParameterStore,
-    run: str | os.PathLike[str],
+    run: str | os.PathLike[str] | RunFolder,
     resume: bool = False,
     learning_rate: Schedule | None = None,
     epochs: float | None = None,
@@ -77,7 +77,7 @@ def fit(
     batches: ``Batches``, or anything with its ``batches_from``. A thread fetches them, two ahead of the step at the
         most, and sends them to devices that have a memory of their own.
     store: the parameters; ``store.checksum()`` of it ends the metrics.
-    run: a folder for ``metrics.jsonl`` and ``checkpoints/``; one run at a time.
+    run: a folder for ``metrics.jsonl`` and ``checkpoints/``; one run at a time. Or a ``RunFolder``, entered already.
     resume: go on from the newest whole checkpoint there, or from the start where there is none. The outcome is the same
         to the bit as without a stop, on any number of devices; give ``shards`` to every ``tm.function``, those of the
         evaluations included, since they depend on the devices by default.
@@ -109,7 +109,7 @@ def fit(
     _check(limits, log_every, evaluate_every, checkpoint_every, evaluations, best, patience)
     state = TrainingState(step, store, must_match=must_match)
     with (
-        RunFolder(run) as folder,
+        _folder(run) as folder,
         Checkpoints(folder.checkpoints, keep, on_error=on_save_error) as checkpoints,
         Prefetch(step, batches, learning_rate) as ahead,
     ):
@@ -170,10 +170,8 @@ def fit(
 
 def begin(state: TrainingState, folder: RunFolder, checkpoints: Checkpoints, *, resume: bool) -> None:
     """Go on from the newest whole checkpoint, or begin in an empty folder."""
-    if not resume and (checkpoints.paths() or folder.metrics.position):
-        raise FileExistsError(
-            f"fit(): '{folder.path}' has a run in it. Go on with it by resume=True, or give another folder."
-        )
+    if not resume:
+        folder.require_new()
     newest = checkpoints.newest()
     if newest is not None:
         state.restore(newest)
@@ -190,6 +188,10 @@ def interrupted(signals: StopSignals, state: TrainingState, folder: RunFolder) -
     )
     print(sentence, file=sys.stderr, flush=True)
     return Interrupted(signals.received, sentence)
+
+
+def _folder(run: str | os.PathLike[str] | RunFolder) -> RunFolder:
+    return run if isinstance(run, RunFolder) else RunFolder(run)
 
 
 def _evaluated(evaluations: Mapping[str, Evaluation] | None) -> dict[str, float]:

@@ -23,8 +23,8 @@ class RunFolder:
 
     The system lets go of the lock when its process ends, also when it is killed, so a lock is never left behind.
 
-    Entering makes the folder. Raises RunInUseError where another run is in it, naming its process, and OSError where it
-    cannot be made or written.
+    Entering makes the folder; inside, it may be entered again, by ``fit`` for instance. Raises RunInUseError where
+    another run is in it, naming its process, and OSError where it cannot be made or written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -32,8 +32,27 @@ class RunFolder:
         self.metrics = MetricsFile(self.path / "metrics.jsonl")
         self.checkpoints = self.path / "checkpoints"
         self._lock: int | None = None
+        self._entered = 0
+
+    def require_new(self) -> None:
+        """Raises FileExistsError if a run has begun here."""
+        if self.metrics.position or any(self.checkpoints.glob("step-*.safetensors")):
+            raise FileExistsError(
+                f"'{self.path}' has a run in it. Go on with it by resume=True (theano-mgpu train --resume "
+                f"{self.path}), or give another folder."
+            )
 
     def __enter__(self) -> RunFolder:
+        self._entered += 1
+        if self._entered == 1:
+            try:
+                self._enter()
+            except BaseException:
+                self._entered = 0
+                raise
+        return self
+
+    def _enter(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -55,12 +74,12 @@ class RunFolder:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         self._lock = descriptor
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._lock is not None:
+        self._entered -= 1
+        if self._lock is not None and not self._entered:
             os.ftruncate(self._lock, 0)
             os.close(self._lock)
             self._lock = None

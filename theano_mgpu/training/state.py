@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -186,6 +187,12 @@ def _unmatched(saved: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str
         there, here = saved.get(key), own.get(key)
         if there == here:
             continue
+        if isinstance(there, dict) and isinstance(here, dict):
+            different = [entry for entry in dict.fromkeys([*there, *here]) if there.get(entry) != here.get(entry)]
+            shown = (f"'{entry}' {_or_none(there, entry)}, here {_or_none(here, entry)}" for entry in different)
+            more = f" and {len(different) - _LISTED} more" if len(different) > _LISTED else ""
+            yield f"{key}: in the checkpoint {'; '.join(itertools.islice(shown, _LISTED))}{more}"
+            continue
         if isinstance(there, list) and isinstance(here, list):
             gone = [entry for entry in there if entry not in here]
             new = [entry for entry in here if entry not in there]
@@ -193,6 +200,10 @@ def _unmatched(saved: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str
                 yield f"{key}: only in the checkpoint {_few(gone)}, only here {_few(new)}"
                 continue
         yield f"{key}: {there!r} in the checkpoint, {here!r} here"
+
+
+def _or_none(entries: Mapping[str, Any], key: str) -> str:
+    return str(entries[key]) if key in entries else "none"
 
 
 def _few(entries: list[Any]) -> str:

@@ -1,0 +1,8 @@
+"""``python -m theano_mgpu`` is the command ``theano-mgpu``."""
+
+import sys
+
+from theano_mgpu.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""``theano-mgpu train``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tyro.conf import OmitArgPrefixes, Positional
+
+from theano_mgpu.cli.parsing import answer, parsed, say
+from theano_mgpu.recipes.files import find_recipe
+from theano_mgpu.recipes.settings import Recipe
+
+__all__ = ["run"]
+
+_DEFAULT = "photographs"
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Train a network, or go on with a run that was stopped. Without anything: the bundled photographs."""
+
+    recipe: Positional[str | None] = None
+    """A recipe of the package, or a TOML file."""
+    resume: Path | None = None
+    """The folder of a run that was stopped: go on with it, by its own recipe."""
+    json: bool = False
+    """Print the outcome as JSON on standard output."""
+    settings: OmitArgPrefixes[Recipe] = field(default_factory=Recipe)
+
+
+def run(words: Sequence[str]) -> None:
+    """Train by a recipe and options, evaluate, and write a report."""
+    asked = parsed(_Options, words, "train")
+    options = parsed(_Options, words, "train", _Options(settings=_base(asked)))
+    recipe = options.settings
+    folder = recipe.output or _new_folder(Path(options.recipe or _DEFAULT).stem)
+
+    # After the words were understood: JAX and PyTensor take seconds to import.
+    from theano_mgpu.recipes.running import train
+
+    outcome = train(recipe, folder, resume=options.resume is not None, say=say)
+    answer(dataclasses.asdict(outcome), str(outcome), as_json=options.json)
+
+
+def _base(asked: _Options) -> Recipe:
+    """What the options change: the recipe that is named, or that of the run to go on with."""
+    if asked.resume is None:
+        return find_recipe(asked.recipe or _DEFAULT)
+    if asked.recipe is not None:
+        raise ValueError(
+            f"'{asked.recipe}' and --resume {asked.resume} are both given; a run goes on by its own recipe. Leave one "
+            "out."
+        )
+    saved = asked.resume / "recipe.toml"
+    if not saved.is_file():
+        raise FileNotFoundError(f"'{asked.resume}' is no run's folder: it has no recipe.toml.")
+    return find_recipe(saved).set(output=str(asked.resume))
+
+
+def _new_folder(name: str) -> Path:
+    """``runs/NAME``, or with a number where that is taken."""
+    folder, number = Path("runs", name), 1
+    while folder.exists():
+        number += 1
+        folder = Path("runs", f"{name}-{number}")
+    return folder

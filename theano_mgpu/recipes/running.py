@@ -1,0 +1,149 @@
+"""A recipe from its data to its report: what ``theano-mgpu train`` does."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from theano_mgpu.devices import Contexts, contexts
+from theano_mgpu.recipes.building import Training, build
+from theano_mgpu.recipes.datasets import Dataset, open_dataset
+from theano_mgpu.recipes.files import write_recipe
+from theano_mgpu.recipes.learning_rate import scaling_sentence
+from theano_mgpu.recipes.settings import Recipe
+from theano_mgpu.report import describe_machine, write_report
+from theano_mgpu.training import Checkpoints, Fitted, RunFolder, TensorBoard, TrainingState, examine, fit
+from theano_mgpu.weights import write_whole
+
+__all__ = ["Outcome", "resolved", "train"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. ``stopped_by`` is as ``fit`` has it; the metrics are the last evaluation's, from 0 to 1."""
+
+    run: str
+    stopped_by: str
+    steps: int
+    epochs: float
+    seconds: float
+    metrics: dict[str, float | None]
+    checksum: str
+    report: str
+
+    def __str__(self) -> str:
+        rates = [
+            f"{name} {value:.1%}" for name, value in self.metrics.items() if name.endswith(("top1", "top5")) and value
+        ]
+        lines = [f"{self.steps:,} steps, {self.epochs:.2f} epochs in {self.seconds:,.0f} s: {', '.join(rates)}"]
+        if self.stopped_by == "time_limit":
+            lines.append(f"the time limit was reached; theano-mgpu train --resume {self.run} goes on")
+        return "\n".join([*lines, f"parameters: {self.run}/checkpoints", f"report: {self.report}"])
+
+
+def train(recipe: Recipe, run: str | Path, *, resume: bool = False, say: Callable[[str], None] = print) -> Outcome:
+    """Train as a recipe says, in the folder ``run``, evaluate, and write the report.
+
+    ``say`` is called with lines about what goes on. Raises what reading the data, building and ``tm.training.fit``
+    raise; FileExistsError for a folder with a run in it, unless ``resume``.
+    """
+    started = time.monotonic()
+    devices = contexts(recipe.contexts)
+    recipe = resolved(recipe, devices).set(output=str(run))
+    with ExitStack() as stack:
+        folder = stack.enter_context(RunFolder(run))
+        if not resume:
+            folder.require_new()
+        dataset = open_dataset(recipe)
+        training = stack.enter_context(build(recipe, dataset, devices))
+        for line in _introduction(recipe, dataset, devices, training):
+            say(line)
+        must_match = {"classes": list(dataset.classes), "network": recipe.model} | dataset.description()
+        if resume:
+            _require_same_run(training, folder, must_match)
+        _describe(folder.path, recipe, devices, training)
+        fitted = _fitted(recipe, training, folder, resume, must_match)
+        examination = examine(training.predict, training.val, dataset.classes)
+        examination.save(folder.path / "evaluation.npz")
+        report = write_report(folder.path)
+    metrics = {name: value for name, value in fitted.metrics.items() if name.startswith(("val_", "ema_"))}
+    return Outcome(
+        str(folder.path),
+        fitted.stopped_by,
+        fitted.progress.step,
+        fitted.progress.epoch,
+        time.monotonic() - started,
+        metrics,
+        fitted.checksum,
+        str(report),
+    )
+
+
+def resolved(recipe: Recipe, devices: Contexts) -> Recipe:
+    """The recipe with the number of shards that the devices give it: a run that goes on elsewhere keeps it."""
+    return recipe if recipe.shards is not None else recipe.set(shards=len(devices))
+
+
+def _introduction(recipe: Recipe, dataset: Dataset, devices: Contexts, training: Training) -> list[str]:
+    numbers = sum(param.get_value(borrow=True).size for param in training.steps.store.trainable())
+    steps = training.train.batches_per_epoch
+    return [
+        f"{dataset.name}: {len(dataset.classes):,} classes, {len(dataset.train):,} training and "
+        f"{len(dataset.val):,} validation images",
+        f"{recipe.model}: {numbers:,} parameters, on {', '.join(devices.names)}, batches of {recipe.batch_size} in "
+        f"{recipe.shards} shards",
+        f"{recipe.epochs:g} epochs of {steps:,} steps; {scaling_sentence(recipe)}",
+        f"run: {recipe.output}",
+    ]
+
+
+def _require_same_run(training: Training, folder: RunFolder, must_match: dict[str, Any]) -> None:
+    """Before anything of the run is written over. Raises ValueError that says what differs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fit warns, and restores once more
+        newest = Checkpoints(folder.checkpoints).newest()
+        if newest is not None:
+            state = TrainingState(training.steps.train, training.steps.store, must_match=must_match)
+            state.restore(newest)
+
+
+def _describe(folder: Path, recipe: Recipe, devices: Contexts, training: Training) -> None:
+    """What the run is, beside what it measures: recipe, machine and the cut's picture."""
+    write_recipe(folder / "recipe.toml", recipe)
+    machine = json.dumps(describe_machine(devices), indent=1)
+    write_whole(folder / "machine.json", lambda file: file.write(machine.encode()))
+    training.steps.train.draw(folder / "cut.svg")
+
+
+def _fitted(recipe: Recipe, training: Training, folder: RunFolder, resume: bool, must_match: dict[str, Any]) -> Fitted:
+    with ExitStack() as stack:
+        callbacks = []
+        if recipe.tensorboard:
+            callbacks.append(stack.enter_context(TensorBoard(folder.path / "tensorboard")))
+        return fit(
+            training.steps.train,
+            training.train,
+            store=training.steps.store,
+            run=folder,
+            resume=resume,
+            learning_rate=training.schedule,
+            epochs=recipe.epochs,
+            max_steps=recipe.max_steps,
+            time_limit=recipe.time_limit,
+            log_every=recipe.log_every,
+            evaluations=training.evaluations,
+            evaluate_every=recipe.evaluate_every,
+            best=training.best,
+            patience=recipe.patience,
+            checkpoint_every=recipe.checkpoint_every,
+            keep=recipe.keep,
+            on_save_error=recipe.on_save_error,
+            must_match=must_match,
+            callbacks=callbacks,
+        )
