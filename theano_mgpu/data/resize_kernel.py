@@ -9,6 +9,8 @@ import numba
 import numpy as np
 from numba import boolean, float32, float64, int64, types, uint8, void
 
+from theano_mgpu.data.four_floats import load_four, no_four, store_four, with_weighted
+
 __all__ = ["resize_into", "triangle_weights"]
 
 # Read-only arrays are taken as well as others, by one and the same machine code.
@@ -77,8 +79,8 @@ def resize_into(pixels, across, down, flip, out):  # type: ignore[no-untyped-def
     left = firsts[0]
     right = min(across[3], firsts[-1] + weights.shape[1])
     length = np.uint64(3 * (right - left))
-    row = np.zeros(length + three * taps, np.float32)  # behind the crop zeros, for weights that are zero
-    filtered = np.empty(out.shape[1], np.float32)
+    row = np.zeros(length + three * taps + one, np.float32)  # behind the crop zeros, for weights that are zero
+    filtered = np.empty(out.shape[1] + 1, np.float32)
     for output in range(out.shape[0]):
         for i in range(length):
             row[i] = np.float32(0.5)  # for rounding: weights add up to one
@@ -96,22 +98,12 @@ def resize_into(pixels, across, down, flip, out):  # type: ignore[no-untyped-def
         for column in range(columns):
             source = columns - one - column if flip else column
             place = np.uint64(firsts[source] - left) * three
-            red = green = blue = np.float32(0)
+            colours = no_four()  # red, green, blue, and the next pixel's red, which is overwritten
             for tap in range(zero, taps, two):
-                weight = weights[source, tap]
-                red += weight * row[place]
-                green += weight * row[place + one]
-                blue += weight * row[place + two]
-                place += three
-                weight = weights[source, tap + one]
-                red += weight * row[place]
-                green += weight * row[place + one]
-                blue += weight * row[place + two]
-                place += three
-            place = column * three
-            filtered[place] = red
-            filtered[place + one] = green
-            filtered[place + two] = blue
+                colours = with_weighted(colours, weights[source, tap], load_four(row, place))
+                colours = with_weighted(colours, weights[source, tap + one], load_four(row, place + three))
+                place += three + three
+            store_four(filtered, column * three, colours)
         finished = out[output]
         for i in range(np.uint64(out.shape[1])):
             finished[i] = np.uint8(np.int32(filtered[i]))

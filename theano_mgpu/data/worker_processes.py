@@ -90,6 +90,9 @@ def _end_with_process() -> None:
     """End the workers, and give up the memory of batches that a script still has, which would be called leaked."""
     for stream in list(_streams):
         stream.close()
+    grains = getattr(sys.modules.get("grain._src.python.ipc.shared_memory_array"), "SharedMemoryArray", None)
+    if deleting := getattr(grains, "_del_thread_pool", None):
+        deleting.apply(int)  # its one thread has then given up all that was deleted so far
     for array in list(_shared.values()):
         memory = getattr(array, "shm", None)
         if memory is not None and getattr(array, "_unlink_on_del", False):
