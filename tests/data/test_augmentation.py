@@ -8,8 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from theano_mgpu.data import Augmentation, Box, ColourJitter, RandAugment, RandomErasing
-from theano_mgpu.data.colours import OPERATIONS, erase, jitter, rand_augment, turn_hue
+from theano_mgpu.data import Augmentation, Box, ColourJitter, RandAugment, RandomErasing, TrivialAugment
+from theano_mgpu.data.colours import (
+    MODERATE,
+    OPERATIONS,
+    WIDE,
+    Amount,
+    erase,
+    jitter,
+    rand_augment,
+    trivial_augment,
+    turn_hue,
+)
 from theano_mgpu.data.crops import centre_crop, random_resized_crop
 from theano_mgpu.data.image_sizes import ImageSizes
 
@@ -103,45 +113,113 @@ def test_hue_turns_along_the_circle():
         assert np.abs(np.asarray(turn_hue(red, turns)).astype(int) - expected).max() <= 6  # a step of hue is 4
 
 
-def test_operations_are_torchvisions_with_its_strengths():
-    image = Image.fromarray(noise(331, 331))
-    nearest = Image.Resampling.NEAREST
-    affine = Image.Transform.AFFINE
-    strength = 9 / 30
-    expected = {
+NEAREST, BILINEAR, AFFINE = Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Transform.AFFINE
+
+
+def smooth(width, height):
+    """A photograph's kind of image: neighbours are alike."""
+    return Image.fromarray(noise(12, 12)).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def published(image, shear, translate, rotate, factor, bits, threshold, how=NEAREST):
+    """The fourteen operations in Pillow's own words; solarize inverts what is at the threshold or above."""
+    pixels = np.asarray(image)
+    return {
         "identity": image,
-        "shear_x": image.transform(image.size, affine, (1, 0.09, 0, 0, 1, 0), nearest),
-        "shear_y": image.transform(image.size, affine, (1, 0, 0, 0.09, 1, 0), nearest),
-        "translate_x": image.transform(image.size, affine, (1, 0, 45, 0, 1, 0), nearest),
-        "translate_y": image.transform(image.size, affine, (1, 0, 0, 0, 1, 45), nearest),
-        "rotate": image.rotate(9, nearest),
-        "brightness": ImageEnhance.Brightness(image).enhance(1.27),
-        "colour": ImageEnhance.Color(image).enhance(1.27),
-        "contrast": ImageEnhance.Contrast(image).enhance(1.27),
-        "sharpness": ImageEnhance.Sharpness(image).enhance(1.27),
-        "posterize": ImageOps.posterize(image, 7),
-        "solarize": Image.fromarray(np.where(np.asarray(image) < 178.5, image, 255 - np.asarray(image))),
+        "shear_x": image.transform(image.size, AFFINE, (1, shear, 0, 0, 1, 0), how),
+        "shear_y": image.transform(image.size, AFFINE, (1, 0, 0, shear, 1, 0), how),
+        "translate_x": image.transform(image.size, AFFINE, (1, 0, translate, 0, 1, 0), how),
+        "translate_y": image.transform(image.size, AFFINE, (1, 0, 0, 0, 1, translate), how),
+        "rotate": image.rotate(rotate, how),
+        "brightness": ImageEnhance.Brightness(image).enhance(factor),
+        "colour": ImageEnhance.Color(image).enhance(factor),
+        "contrast": ImageEnhance.Contrast(image).enhance(factor),
+        "sharpness": ImageEnhance.Sharpness(image).enhance(factor),
+        "posterize": ImageOps.posterize(image, bits),
+        "solarize": Image.fromarray(np.where(pixels < threshold, pixels, 255 - pixels)),
         "autocontrast": ImageOps.autocontrast(image),
         "equalize": ImageOps.equalize(image),
     }
+
+
+def test_rand_augments_operations_are_torchvisions_with_its_strengths():
+    """Magnitude 9 of 31: shear 0.3, translation 150/331 of the image, 30 degrees, 0.9, 4 bits, times 9/30."""
+    image = smooth(331, 331)
+    expected = published(image, 0.09, 45, 9, 1.27, 7, 178.5)
     assert list(OPERATIONS) == list(expected)
     for name, result in expected.items():
-        np.testing.assert_array_equal(OPERATIONS[name](image, strength, 1), result, err_msg=name)
-    other_way = np.asarray(OPERATIONS["translate_x"](image, strength, -1))
+        np.testing.assert_array_equal(OPERATIONS[name](image, Amount(9 / 30, MODERATE)), result, err_msg=name)
+    other_way = np.asarray(OPERATIONS["translate_x"](image, Amount(-9 / 30, MODERATE)))
     np.testing.assert_array_equal(other_way[:, 45:], np.asarray(image)[:, :-45])
+    # linspace(0, 150, 31)[11] is 55
+    assert Amount(11 / 30, MODERATE).translation(331) == 55
+
+
+#: Of TrivialAugmentWide's 31 strengths some: shear, pixels, degrees, factor - 1, bits that stay, solarize's threshold.
+#: linspace(0, 0.99, 31), int(linspace(0, 32, 31)), linspace(0, 135, 31), linspace(0, 0.99, 31),
+#: 8 - round(arange(31) / 5), linspace(255, 0, 31).
+WIDE_SPACE = {
+    0: (0.0, 0, 0.0, 0.0, 8, 255.0),
+    1: (0.033, 1, 4.5, 0.033, 8, 246.5),
+    3: (0.099, 3, 13.5, 0.099, 7, 229.5),
+    7: (0.231, 7, 31.5, 0.231, 7, 195.5),
+    10: (0.33, 10, 45.0, 0.33, 6, 170.0),
+    15: (0.495, 16, 67.5, 0.495, 5, 127.5),
+    20: (0.66, 21, 90.0, 0.66, 4, 85.0),
+    29: (0.957, 30, 130.5, 0.957, 2, 8.5),
+    30: (0.99, 32, 135.0, 0.99, 2, 0.0),
+}
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("magnitude", WIDE_SPACE)
+def test_trivial_augments_operations_have_the_wide_spaces_strengths(magnitude, sign, interpolation):
+    image = smooth(97, 83)
+    shear, pixels, degrees, enhance, bits, threshold = WIDE_SPACE[magnitude]
+    how = BILINEAR if interpolation == "bilinear" else NEAREST
+    expected = published(image, sign * shear, sign * pixels, sign * degrees, 1 + sign * enhance, bits, threshold, how)
+    # 0.033 * 30 and 0.99 differ in their last bit, and so may a pixel's last one.
+    amount = Amount(sign * magnitude / 30, WIDE, interpolation)
+    assert list(OPERATIONS) == list(expected)
+    for name, result in expected.items():
+        difference = np.abs(np.asarray(OPERATIONS[name](image, amount)).astype(int) - np.asarray(result))
+        assert np.count_nonzero(difference) <= 0.01 * difference.size, name
+        assert name in ("shear_x", "shear_y", "rotate") or difference.max() <= 1, name
+
+
+def drawn(image, augment, settings):
+    pixels = np.asarray(image)
+    return [augment(np.random.default_rng(seed), pixels, settings).tobytes() for seed in range(600)]
 
 
 def test_rand_augment_draws_every_operation_both_ways():
-    pixels = noise(24, 24)
-    single = RandAugment(operations=1, magnitude=20)
-    found = {rand_augment(np.random.default_rng(seed), pixels, single).tobytes() for seed in range(400)}
-    image = Image.fromarray(pixels)
+    image = Image.fromarray(noise(24, 24))
+    found = drawn(image, rand_augment, RandAugment(operations=1, magnitude=20))
     possible = {
-        np.asarray(operation(image, 20 / 30, sign)).tobytes() for operation in OPERATIONS.values() for sign in (1, -1)
+        np.asarray(operation(image, Amount(sign * 20 / 30, MODERATE))).tobytes()
+        for operation in OPERATIONS.values()
+        for sign in (1, -1)
     }
-    assert found == possible
-    two = rand_augment(np.random.default_rng(3), pixels, RandAugment(operations=2, magnitude=20))
+    assert set(found) == possible
+    two = rand_augment(np.random.default_rng(3), np.asarray(image), RandAugment(operations=2, magnitude=20))
     assert two.tobytes() not in found
+
+
+def test_trivial_augment_draws_every_operation_at_every_strength_as_often():
+    image = Image.fromarray(noise(24, 24))
+    found = drawn(image, trivial_augment, TrivialAugment(bins=3, interpolation="bilinear"))
+    possible = {
+        (name, part): np.asarray(operation(image, Amount(part, WIDE, "bilinear"))).tobytes()
+        for name, operation in OPERATIONS.items()
+        for part in (-1, -0.5, 0, 0.5, 1)
+    }
+    assert set(found) == set(possible.values())
+    # One of 14 operations, and of 3 strengths, is 14.3 of 600; the strength 0 has both signs.
+    counts = {key: found.count(result) for key, result in possible.items()}
+    for name in ("shear_x", "rotate", "contrast"):
+        assert 14.3 / 2.5 < counts[name, -1] + counts[name, 1] < 14.3 * 2
+    assert 43 / 1.5 < counts["equalize", 1] < 43 * 1.5, "one operation in 14, whatever its strength"
 
 
 @pytest.mark.parametrize("fill", [(1, 2, 3), "noise"])
@@ -191,6 +269,9 @@ def test_sizes_grow_as_ffcvs_do():
         (lambda: ColourJitter(brightness=-1), "'brightness' should be a number of at least 0, not -1"),
         (lambda: RandAugment(magnitude=31), "'magnitude' should be an integer of at least 0 and at most 30, not 31"),
         (lambda: RandAugment(operations=True), "'operations' should be an integer of at least 1, not True"),
+        (lambda: TrivialAugment(bins=1), "'bins' should be an integer of at least 2, not 1"),
+        (lambda: TrivialAugment(interpolation="cubic"), "'interpolation' should be 'nearest' or 'bilinear'"),
+        (lambda: Augmentation(rand_augment=RandAugment(), trivial_augment=TrivialAugment()), "are both given"),
         (lambda: RandomErasing(fill=(0, 0, 300)), "'fill' should be 'noise' or three integers from 0 to 255"),
         (lambda: RandomErasing(probability="often"), "'probability' should be a number"),
         (lambda: ImageSizes.parse("130:224", 9), "multiples of 32, the smaller first"),
@@ -208,6 +289,7 @@ def test_what_makes_no_sense_is_refused_by_name(make, message):
 def test_the_default_is_crop_and_flip():
     default = Augmentation()
     assert (default.area, default.ratio, default.flip) == ((0.08, 1.0), (3 / 4, 4 / 3), 0.5)
-    assert (default.jitter, default.rand_augment, default.erasing, default.padding) == (None,) * 4
+    changes = (default.jitter, default.rand_augment, default.trivial_augment, default.erasing, default.padding)
+    assert changes == (None,) * 5
     assert [default.resize_for(size) for size in (224, 176, 32)] == [256, 201, 37]
     assert Box(1, 2, 3, 4).scaled(2, 0.5) == (2, 1, 6, 2)

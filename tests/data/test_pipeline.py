@@ -24,16 +24,34 @@ from theano_mgpu.data import (
     Examples,
     RandAugment,
     RandomErasing,
+    TrivialAugment,
     pipeline,
     resized_crop,
 )
 from theano_mgpu.data.batch_reader import example_generator
+from theano_mgpu.data.colours import trivial_augment
 from theano_mgpu.data.crops import random_resized_crop
 
 ROOT = Path(__file__).parents[2]
 EVERYTHING = Augmentation(
     jitter=ColourJitter(hue=0.1), rand_augment=RandAugment(), erasing=RandomErasing(probability=0.5)
 )
+
+
+def test_trivial_augment_is_what_follows_crop_and_flip():
+    """With crops of the whole image and no flips, each image is one operation on it, at the strength that is drawn."""
+    examples = Examples(np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8), np.arange(40))
+    settings = TrivialAugment(interpolation="bilinear")
+    only = Augmentation(padding=0, flip=0.0, trivial_augment=settings)
+    with pipeline(examples, 40, train=True, image_size=8, seed=5, augmentation=only, workers=0) as made:
+        ((images, labels),) = made.batches()
+    changed = 0
+    for image, index in zip(images, labels, strict=True):
+        rng = example_generator(5, 0, index, 0)
+        rng.random(), rng.integers(0, 1, 2)  # the flip's and the window's
+        np.testing.assert_array_equal(image, trivial_augment(rng, examples.images[index], settings))
+        changed += not np.array_equal(image, examples.images[index])
+    assert changed > 20
 
 
 @pytest.fixture(scope="module")
@@ -192,16 +210,16 @@ def test_padding_moves_the_image_over_black():
     assert {image.tobytes() for image in shown} == windows
 
 
-def test_repeats_come_in_a_row_and_look_different():
-    """torchvision's RASampler on one process: each index so many times, the epoch as long as without."""
+def test_repeats_fill_a_batch_and_look_different():
+    """torchvision's RASampler: each index so many times, in another process each time; the epoch as long as without."""
     examples = Examples(
         np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), np.uint8), np.arange(12, dtype=np.int32)
     )
     with pipeline(examples, 6, train=True, image_size=8, repeats=3, workers=0) as made:
         assert made.batches_per_epoch == 2
         batches = list(made.batches())
-    labels = np.concatenate([labels for _, labels in batches])
-    np.testing.assert_array_equal(labels, np.repeat(np.random.default_rng([0, 0]).permutation(12)[:4], 3))
+    first, second = np.split(np.random.default_rng([0, 0]).permutation(12)[:4], 2)
+    np.testing.assert_array_equal(np.stack([labels for _, labels in batches]), [[*first] * 3, [*second] * 3])
     assert len({image.tobytes() for images, _ in batches for image in images}) == 12
 
 

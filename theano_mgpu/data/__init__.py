@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from theano_mgpu.data.augmentation import Augmentation, ColourJitter, RandAugment, RandomErasing
+from theano_mgpu.data.augmentation import Augmentation, ColourJitter, RandAugment, RandomErasing, TrivialAugment
 from theano_mgpu.data.batches import Batch, Batches, BatchSource
 from theano_mgpu.data.decoding import MAX_PIXELS, decode
 from theano_mgpu.data.folders import BrokenImage, Duplicate, ImageFolder, image_folder
@@ -39,6 +39,7 @@ __all__ = [
     "RandAugment",
     "RandomErasing",
     "Splits",
+    "TrivialAugment",
     "bundled_photographs",
     "cifar10",
     "cifar100",

@@ -6,7 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Augmentation", "ColourJitter", "RandAugment", "RandomErasing"]
+__all__ = ["Augmentation", "ColourJitter", "Interpolation", "RandAugment", "RandomErasing", "TrivialAugment"]
+
+#: How shears, translations and rotations find a pixel's colour: the nearest one's, or the four nearest ones' mean.
+Interpolation = Literal["nearest", "bilinear"]
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,31 @@ class RandAugment:
     operations: int = 2
     magnitude: int = 9
     bins: int = 31
+    interpolation: Interpolation = "nearest"
 
     def __post_init__(self) -> None:
         _check_whole("RandAugment(): 'operations'", self.operations, 1)
         _check_whole("RandAugment(): 'bins'", self.bins, 2)
         _check_whole("RandAugment(): 'magnitude'", self.magnitude, 0, self.bins - 1)
+        _check_interpolation("RandAugment()", self.interpolation)
+
+
+@dataclass(frozen=True)
+class TrivialAugment:
+    """One of RandAugment's fourteen operations on each image, at a strength from 0 to ``bins - 1``: both are drawn.
+
+    The strengths are those of the paper's wide space, table 6, as torchvision's TrivialAugmentWide has them: shears up
+    to 0.99, translations to 32 pixels, rotations to 135 degrees, colours by factors from 0.01 to 1.99.
+
+    Müller and Hutter, "TrivialAugment: tuning-free yet state-of-the-art data augmentation", ICCV 2021.
+    """
+
+    bins: int = 31
+    interpolation: Interpolation = "nearest"
+
+    def __post_init__(self) -> None:
+        _check_whole("TrivialAugment(): 'bins'", self.bins, 2)
+        _check_interpolation("TrivialAugment()", self.interpolation)
 
 
 @dataclass(frozen=True)
@@ -86,7 +109,7 @@ class Augmentation:
     padding: instead of such a crop: the middle of the image at its size in the batch, so many black pixels around it,
         and of that a window of the image's size, drawn (He et al. 2016, section 4.2, for CIFAR: 4).
     flip: the probability of turning left to right.
-    jitter, rand_augment, erasing: see ColourJitter, RandAugment, RandomErasing.
+    jitter, rand_augment or trivial_augment, erasing: see ColourJitter, RandAugment, TrivialAugment, RandomErasing.
 
     Validation, nothing of which is random:
 
@@ -101,6 +124,7 @@ class Augmentation:
     flip: float = 0.5
     jitter: ColourJitter | None = None
     rand_augment: RandAugment | None = None
+    trivial_augment: TrivialAugment | None = None
     erasing: RandomErasing | None = None
     resize: int | None = None
 
@@ -112,10 +136,12 @@ class Augmentation:
             _check_whole("Augmentation(): 'padding'", self.padding, 0)
         if self.resize is not None:
             _check_whole("Augmentation(): 'resize'", self.resize, 1)
-        for name, kind in (("jitter", ColourJitter), ("rand_augment", RandAugment), ("erasing", RandomErasing)):
+        for name, kind in _KINDS.items():
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):
                 raise ValueError(f"Augmentation(): '{name}' should be tm.data.{kind.__name__}(...), not {value!r}.")
+        if self.rand_augment is not None and self.trivial_augment is not None:
+            raise ValueError("Augmentation(): 'rand_augment' and 'trivial_augment' are both given; use one of them.")
 
     def resize_for(self, size: int) -> int:
         """The shorter side for validation at ``size`` pixels. Raises ValueError where ``resize`` is less than that."""
@@ -124,6 +150,14 @@ class Augmentation:
                 f"Augmentation(): 'resize' is {self.resize}, less than the image size, {size}, that is cut from it."
             )
         return self.resize or round(size * 256 / 224)
+
+
+_KINDS: dict[str, type] = {
+    "jitter": ColourJitter,
+    "rand_augment": RandAugment,
+    "trivial_augment": TrivialAugment,
+    "erasing": RandomErasing,
+}
 
 
 def _is_whole(value: object) -> bool:
@@ -138,6 +172,11 @@ def _check_whole(name: str, value: object, low: int, high: float = math.inf) -> 
     if not (_is_whole(value) and low <= value <= high):  # type: ignore[operator]
         upto = "" if high == math.inf else f" and at most {high}"
         raise ValueError(f"{name} should be an integer of at least {low}{upto}, not {value!r}.")
+
+
+def _check_interpolation(name: str, value: object) -> None:
+    if value not in ("nearest", "bilinear"):
+        raise ValueError(f"{name}: 'interpolation' should be 'nearest' or 'bilinear', not {value!r}.")
 
 
 def _check_number(name: str, value: object, low: float, high: float) -> None:

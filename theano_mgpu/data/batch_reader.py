@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from theano_mgpu.data.augmentation import Augmentation
-from theano_mgpu.data.colours import erase, jitter, rand_augment
+from theano_mgpu.data.colours import erase, jitter, rand_augment, trivial_augment
 from theano_mgpu.data.crops import centre_crop, random_resized_crop
 from theano_mgpu.data.image_sizes import ImageSizes
 from theano_mgpu.data.resize import Box, resized_crop
@@ -48,7 +48,9 @@ class BatchReader:
     def __call__(self, number: int) -> ReadBatch:
         """Raises ImageError for a broken image with ``on_bad_image="raise"``, and where no image is whole."""
         epoch, place = divmod(number, self.batches_per_epoch)
-        places = range(len(self.source))[place * self.batch_size : (place + 1) * self.batch_size]
+        in_turn = range(len(self.source))[place * self.batch_size : (place + 1) * self.batch_size]
+        # All examples, then all once more: shards are consecutive, and none should see an example twice.
+        places = sorted(in_turn, key=lambda place: place % self.repeats) if self.train else in_turn
         size = self.sizes.at(epoch)
         images = np.empty((len(places), size, size, 3), np.uint8)
         labels = np.empty(len(places), np.int32)
@@ -110,6 +112,8 @@ class BatchReader:
             out[:] = jitter(rng, out, settings.jitter)
         if settings.rand_augment is not None:
             out[:] = rand_augment(rng, out, settings.rand_augment)
+        if settings.trivial_augment is not None:
+            out[:] = trivial_augment(rng, out, settings.trivial_augment)
         if settings.erasing is not None:
             erase(rng, out, settings.erasing)
 

@@ -1,17 +1,29 @@
-"""Random changes to a finished image, ``(size, size, 3)`` uint8: colour jitter, RandAugment, erasing."""
+"""Random changes to a finished image, uint8 ``(size, size, 3)``: jitter, RandAugment, TrivialAugment, erasing."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from theano_mgpu.data.augmentation import ColourJitter, RandAugment, RandomErasing
+from theano_mgpu.data.augmentation import ColourJitter, Interpolation, RandAugment, RandomErasing, TrivialAugment
 
-__all__ = ["OPERATIONS", "erase", "jitter", "rand_augment", "turn_hue"]
+__all__ = [
+    "MODERATE",
+    "OPERATIONS",
+    "WIDE",
+    "Amount",
+    "Strengths",
+    "erase",
+    "jitter",
+    "rand_augment",
+    "trivial_augment",
+    "turn_hue",
+]
 
 _TRIES = 10
 
@@ -43,10 +55,17 @@ def rand_augment(rng: np.random.Generator, pixels: np.ndarray, settings: RandAug
     image = Image.fromarray(pixels)
     strength = settings.magnitude / (settings.bins - 1)
     for _ in range(settings.operations):
-        name = tuple(OPERATIONS)[rng.integers(len(OPERATIONS))]
-        sign = 1 if rng.random() < 0.5 else -1
-        image = OPERATIONS[name](image, strength, sign)
+        operation = _drawn_operation(rng)
+        image = operation(image, Amount(_drawn_sign(rng) * strength, MODERATE, settings.interpolation))
     return np.asarray(image)
+
+
+def trivial_augment(rng: np.random.Generator, pixels: np.ndarray, settings: TrivialAugment) -> np.ndarray:
+    """A new array. The draws are the same in number for every operation."""
+    operation = _drawn_operation(rng)
+    strength = rng.integers(settings.bins) / (settings.bins - 1)
+    amount = Amount(_drawn_sign(rng) * strength, WIDE, settings.interpolation)
+    return np.asarray(operation(Image.fromarray(pixels), amount))
 
 
 def erase(rng: np.random.Generator, pixels: np.ndarray, settings: RandomErasing) -> None:
@@ -73,36 +92,90 @@ _ENHANCE: dict[str, Callable[[Image.Image], Any]] = {
     "sharpness": ImageEnhance.Sharpness,
 }
 
-Operation = Callable[[Image.Image, float, int], Image.Image]
+
+@dataclass(frozen=True)
+class Strengths:
+    """What each operation does at its full strength, in its own unit; the weakest does nothing."""
+
+    shear: float  # pixels a row or column
+    pixels: float  # translation
+    of_side: float  # translation, as a part of the image's side
+    degrees: float
+    enhance: float  # a factor's distance from 1
+    bits: int  # taken off by posterize
+
+
+#: RandAugment's space, and TrivialAugment's wide one.
+MODERATE = Strengths(shear=0.3, pixels=0, of_side=150 / 331, degrees=30, enhance=0.9, bits=4)
+WIDE = Strengths(shear=0.99, pixels=32, of_side=0, degrees=135, enhance=0.99, bits=6)
+
+
+@dataclass(frozen=True)
+class Amount:
+    """``part`` of the full strengths, from -1 to 1; its sign counts for operations that can go both ways."""
+
+    part: float
+    strengths: Strengths
+    interpolation: Interpolation = "nearest"
+
+    @property
+    def size(self) -> float:
+        return abs(self.part)
+
+    @property
+    def shear(self) -> float:
+        return self.part * self.strengths.shear
+
+    def translation(self, side: int) -> int:
+        """Whole pixels, rounded towards 0, but 54.99999999 are 55."""
+        return int(round(self.part * (self.strengths.pixels + self.strengths.of_side * side), 6))
+
+
+Operation = Callable[[Image.Image, Amount], Image.Image]
+
+
+def _drawn_operation(rng: np.random.Generator) -> Operation:
+    return OPERATIONS[tuple(OPERATIONS)[rng.integers(len(OPERATIONS))]]
+
+
+def _drawn_sign(rng: np.random.Generator) -> int:
+    return 1 if rng.random() < 0.5 else -1
 
 
 def _enhanced(name: str) -> Operation:
-    return lambda image, strength, sign: _ENHANCE[name](image).enhance(1 + sign * 0.9 * strength)
+    return lambda image, by: _ENHANCE[name](image).enhance(1 + by.part * by.strengths.enhance)
 
 
-def _moved(image: Image.Image, *matrix: float) -> Image.Image:
-    """Nearest neighbour, black outside. (a, b, c, d, e, f): output (x, y) shows input (ax + by + c, dx + ey + f)."""
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
+def _moved(image: Image.Image, by: Amount, *matrix: float) -> Image.Image:
+    """Black outside. (a, b, c, d, e, f): output (x, y) shows input (ax + by + c, dx + ey + f)."""
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, _RESAMPLING[by.interpolation])
 
 
-# The strength goes from 0 to 1; the sign counts for those that can go both ways.
+def _rotated(image: Image.Image, by: Amount) -> Image.Image:
+    return image.rotate(by.part * by.strengths.degrees, _RESAMPLING[by.interpolation])
+
+
+def _solarized(image: Image.Image, by: Amount) -> Image.Image:
+    """Inverted from a threshold on: from 255 at the least, from 0, which is all, at the most."""
+    threshold = round(255 * (1 - by.size), 6)  # 170, not 170.00000000000003, which would leave 170 as it is
+    return ImageOps.solarize(image, math.ceil(threshold))
+
+
+_RESAMPLING = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR}
+
 OPERATIONS: dict[str, Operation] = {
-    "identity": lambda image, strength, sign: image,
-    "shear_x": lambda image, strength, sign: _moved(image, 1, sign * 0.3 * strength, 0, 0, 1, 0),
-    "shear_y": lambda image, strength, sign: _moved(image, 1, 0, 0, sign * 0.3 * strength, 1, 0),
-    "translate_x": lambda image, strength, sign: _moved(
-        image, 1, 0, sign * int(150 / 331 * image.width * strength), 0, 1, 0
-    ),
-    "translate_y": lambda image, strength, sign: _moved(
-        image, 1, 0, 0, 0, 1, sign * int(150 / 331 * image.height * strength)
-    ),
-    "rotate": lambda image, strength, sign: image.rotate(sign * 30 * strength, Image.Resampling.NEAREST),
+    "identity": lambda image, by: image,
+    "shear_x": lambda image, by: _moved(image, by, 1, by.shear, 0, 0, 1, 0),
+    "shear_y": lambda image, by: _moved(image, by, 1, 0, 0, by.shear, 1, 0),
+    "translate_x": lambda image, by: _moved(image, by, 1, 0, by.translation(image.width), 0, 1, 0),
+    "translate_y": lambda image, by: _moved(image, by, 1, 0, 0, 0, 1, by.translation(image.height)),
+    "rotate": _rotated,
     "brightness": _enhanced("brightness"),
     "colour": _enhanced("saturation"),
     "contrast": _enhanced("contrast"),
     "sharpness": _enhanced("sharpness"),
-    "posterize": lambda image, strength, sign: ImageOps.posterize(image, 8 - round(4 * strength)),
-    "solarize": lambda image, strength, sign: ImageOps.solarize(image, math.ceil(255 * (1 - strength))),
-    "autocontrast": lambda image, strength, sign: ImageOps.autocontrast(image),
-    "equalize": lambda image, strength, sign: ImageOps.equalize(image),
+    "posterize": lambda image, by: ImageOps.posterize(image, 8 - round(by.strengths.bits * by.size)),
+    "solarize": _solarized,
+    "autocontrast": lambda image, by: ImageOps.autocontrast(image),
+    "equalize": lambda image, by: ImageOps.equalize(image),
 }

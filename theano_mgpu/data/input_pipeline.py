@@ -51,8 +51,9 @@ def pipeline(
         for each size.
     seed: what is drawn is a function of seed, epoch and example, never of workers, order or devices.
     augmentation: ``Augmentation()``, crops and flips, by default.
-    repeats: each example comes so many times in a row, augmented differently, and an epoch holds so many times fewer of
-        them (Hoffer et al., "Augment your batch", CVPR 2020; torchvision's RASampler).
+    repeats: each example comes so many times in a batch, augmented differently, and an epoch holds so many times fewer
+        of them (Hoffer et al., "Augment your batch", CVPR 2020). A batch has all its examples, then all once more, so
+        that with as many shards each shard sees an example once, as each process with torchvision's RASampler.
     drop_last: whether a smaller last batch is left out; by default for training only.
     workers: processes. 0 for none; by default one a usable core, 16 at most, and none for examples in memory. They
         begin with the first batch, which takes them two seconds, and end with ``close()`` or with this process; they

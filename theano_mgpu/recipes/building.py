@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from theano_mgpu.data import Augmentation, ColourJitter, Pipeline, RandAugment, RandomErasing, pipeline
+from theano_mgpu.data import Augmentation, ColourJitter, Pipeline, RandAugment, RandomErasing, TrivialAugment, pipeline
 from theano_mgpu.devices import Contexts
 from theano_mgpu.recipes.datasets import Dataset
 from theano_mgpu.recipes.graphs import TrainingSteps, training_steps
@@ -91,6 +91,8 @@ def _augmentation(recipe: Recipe) -> Augmentation:
         padding={"resized": None, "padded": 4, "none": 0}[recipe.crop],
         flip=0.5 if recipe.flip else 0.0,
         jitter=ColourJitter(strength, strength, strength) if strength else None,
-        rand_augment=RandAugment(*recipe.rand_augment) if recipe.rand_augment else None,
+        # Bilinear, as torchvision's training script asks for; its classes' own default, and ours, is nearest.
+        rand_augment=RandAugment(*recipe.rand_augment, interpolation="bilinear") if recipe.rand_augment else None,
+        trivial_augment=TrivialAugment(interpolation="bilinear") if recipe.trivial_augment else None,
         erasing=RandomErasing(recipe.random_erasing) if recipe.random_erasing else None,
     )
