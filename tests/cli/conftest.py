@@ -1,16 +1,14 @@
-"""A small folder of photographs, and one run on it that many tests look at."""
+"""One run on a small folder of photographs, which many tests look at."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
 
-import theano_mgpu as tm
 from theano_mgpu.cli import main
 
 RECIPE = """
@@ -31,26 +29,8 @@ label_smoothing = 0.1
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The same programs are compiled by one test after another: XLA's results are kept, for these tests alone."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
-@pytest.fixture(scope="session")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirteen classes, four training and two validation images of each."""
-    folder = tmp_path_factory.mktemp("photographs") / "data"
-    return tm.data.photographs(folder, image_size=24, train_per_class=4, val_per_class=2)
+def quick_compilation(compiled_once: None) -> None:
+    """The same programs are compiled by one test after another."""
 
 
 @pytest.fixture(scope="session")

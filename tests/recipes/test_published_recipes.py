@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
+import numpy as np
 import pytest
+from published import ffcv, goyal, torchvision
 
+from theano_mgpu.data.image_sizes import ImageSizes
 from theano_mgpu.recipes import find_recipe, schedule_of
 
 IMAGENET = 1_281_167  # training images
@@ -19,32 +20,17 @@ def rates(name, **settings):
     return [schedule(epoch * steps) for epoch in range(int(recipe.epochs))], steps, schedule
 
 
-def goyal(epoch: float, batch_size: int) -> float:
-    """Goyal et al., section 5.1, and 2.2 for the warm-up: from 0.1 to 0.1 * batch / 256 over five epochs."""
-    scaled = 0.1 * batch_size / 256
-    if epoch < 5:
-        return 0.1 + (scaled - 0.1) * epoch / 5
-    return scaled * 0.1 ** sum(epoch >= boundary for boundary in (30, 60, 80))
-
-
 @pytest.mark.parametrize(("batch_size", "steps"), [(256, 5004), (8192, 156)])
 def test_goyals_learning_rate_at_every_epoch(batch_size, steps):
     found, per_epoch, _ = rates("imagenet-resnet50", batch_size=batch_size)
     assert per_epoch == steps
-    assert found == pytest.approx([goyal(epoch, batch_size) for epoch in range(90)])
-
-
-def torchvision(epoch: int) -> float:
-    """LinearLR(start_factor=0.01, total_iters=5), then CosineAnnealingLR(T_max=595), stepped once an epoch."""
-    if epoch < 5:
-        return 0.5 * (0.01 + 0.99 * epoch / 5)
-    return 0.5 * (1 + math.cos(math.pi * (epoch - 5) / 595)) / 2
+    assert found == pytest.approx([goyal(epoch, 0.1 * batch_size / 256) for epoch in range(90)])
 
 
 def test_torchvisions_learning_rate_at_every_epoch():
     found, per_epoch, schedule = rates("imagenet-resnet50-600")
     assert per_epoch == 1251
-    assert found == pytest.approx([torchvision(epoch) for epoch in range(600)])
+    assert found == pytest.approx([torchvision(epoch, 0.5) for epoch in range(600)])
     assert schedule(1250) == found[0], "held within an epoch"
 
 
@@ -54,16 +40,25 @@ def test_torchvisions_average_forgets_as_fast():
     assert find_recipe("imagenet-resnet50-600").ema == pytest.approx(adjusted ** (1 / 32), abs=1e-7)
 
 
-def ffcv(epoch: float) -> float:
-    """numpy.interp over (0, 2, 16) epochs of (1e-4 lr, lr, 0), and linear within an epoch."""
-    return 0.5 * (1e-4 + (1 - 1e-4) * epoch / 2 if epoch < 2 else (16 - epoch) / 14)
-
-
 def test_ffcvs_learning_rate_at_every_epoch():
     found, per_epoch, schedule = rates("imagenet-resnet18-16epochs")
     assert per_epoch == 1251
-    assert found == pytest.approx([ffcv(epoch) for epoch in range(16)], rel=1e-6)
-    assert schedule(1251 + 625) == pytest.approx(ffcv(1 + 625 / 1251))
+    assert found == pytest.approx([ffcv(epoch, 0.5) for epoch in range(16)], rel=1e-6)
+    assert schedule(1251 + 625) == pytest.approx(ffcv(1 + 625 / 1251, 0.5))
+
+
+def test_ffcvs_image_size_at_every_epoch():
+    """get_resolution with rn18_16_epochs.yaml's min_res 160, max_res 192, start_ramp 11, end_ramp 13."""
+    recipe = find_recipe("imagenet-resnet18-16epochs")
+    sizes = ImageSizes.parse(recipe.image_size, int(recipe.epochs))
+
+    def get_resolution(epoch):
+        return int(np.round(np.interp([epoch], [11, 13], [160, 192])[0] / 32)) * 32
+
+    found = [sizes.at(epoch) for epoch in range(16)]
+    assert found == [get_resolution(epoch) for epoch in range(16)]
+    assert found == [160] * 12 + [192] * 4
+    assert (recipe.evaluation_size, recipe.evaluation_resize) == (256, round(256 / (224 / 256)))
 
 
 def test_cifars_learning_rate_falls_at_32000_and_48000_steps_of_64000():

@@ -22,7 +22,7 @@ from theano_mgpu.step import Step
 from theano_mgpu.store import ParameterStore
 from theano_mgpu.updates.arguments import Updates
 
-__all__ = ["TrainingSteps", "prediction_step", "training_steps"]
+__all__ = ["TrainingSteps", "prediction_step", "training_steps", "update_rule"]
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,7 @@ def training_steps(recipe: Recipe, num_classes: int, steps_per_epoch: int, conte
     loss, top1 = _loss_and_top1(recipe, store, images, labels, num_classes)
 
     params = store.trainable()
-    with _decaying(recipe, params):
-        rule = _rule(recipe, grad(loss, params), params, rate) | store.updates()
+    rule = update_rule(recipe, grad(loss, params), params, rate) | store.updates()
     averaged = None if recipe.ema is None else _averaged(recipe, store, rule, steps_per_epoch)
     train = _compiled(
         recipe,
@@ -82,6 +81,23 @@ def prediction_step(
     if recipe.evaluate_flipped:
         logits = (logits + _network(recipe, store, images[:, :, ::-1], num_classes, train=False)) / np.float32(2)
     return _compiled(recipe, contexts, [images], logits, givens=shadows, name="predict")
+
+
+def update_rule(
+    recipe: Recipe, gradients: list[TensorVariable], params: Sequence[SharedVariable], rate: TensorVariable
+) -> Updates:
+    """Parameters to their new values: gradients are scaled down together, then decayed, then the optimizer's."""
+    if recipe.clip_norm is not None:
+        gradients = updates.clip_by_global_norm(gradients, recipe.clip_norm)
+    options: dict[str, Any] = {}
+    if recipe.optimizer in ("momentum", "nesterov", "lars"):
+        options["momentum"] = recipe.momentum
+    if recipe.optimizer in ("adamw", "lars", "lamb"):
+        options["weight_decay"] = recipe.weight_decay
+    with _decaying(recipe, params):
+        if recipe.weight_decay and "weight_decay" not in options:
+            gradients = updates.apply_weight_decay(gradients, params, recipe.weight_decay)
+        return getattr(updates, recipe.optimizer)(gradients, params, learning_rate=rate, **options)
 
 
 def _images(size: int | None) -> TensorVariable:
@@ -146,21 +162,6 @@ def _decaying(recipe: Recipe, params: Sequence[SharedVariable]) -> Iterator[None
     finally:
         for param, decay in zip(vectors, before, strict=True):
             param.tag.decay = decay
-
-
-def _rule(
-    recipe: Recipe, gradients: list[TensorVariable], params: Sequence[SharedVariable], rate: TensorVariable
-) -> Updates:
-    if recipe.clip_norm is not None:
-        gradients = updates.clip_by_global_norm(gradients, recipe.clip_norm)
-    options: dict[str, Any] = {}
-    if recipe.optimizer in ("momentum", "nesterov", "lars"):
-        options["momentum"] = recipe.momentum
-    if recipe.optimizer in ("adamw", "lars", "lamb"):
-        options["weight_decay"] = recipe.weight_decay
-    elif recipe.weight_decay:
-        gradients = updates.apply_weight_decay(gradients, params, recipe.weight_decay)
-    return getattr(updates, recipe.optimizer)(gradients, params, learning_rate=rate, **options)
 
 
 def _averaged(recipe: Recipe, store: ParameterStore, rule: Updates, steps_per_epoch: int) -> updates.ShadowUpdates:
