@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from theano_mgpu.cli import main
+from theano_mgpu.cli.parsing import parsed
+from theano_mgpu.cli.training import _base, _Options
 from theano_mgpu.recipes import find_recipe
 from theano_mgpu.training import MetricsFile
 
@@ -62,6 +64,15 @@ def test_options_change_the_recipe(recipe, tmp_path, told):
     saved = find_recipe(tmp_path / "recipe.toml")
     assert (saved.max_steps, saved.batch_size, saved.seed, saved.model) == (1, 4, 7, "resnet20")
     assert (outcome["steps"], outcome["stopped_by"]) == (1, "max_steps")
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "optimizer"),
+    [("photos", "resnet18", "adam"), ("digits", "resnet20", "momentum"), ("folder", "resnet50", "nesterov")],
+)
+def test_data_without_a_recipe_has_one_of_its_own(data, model, optimizer):
+    recipe = _base(parsed(_Options, ["--data", data], "train"))
+    assert (recipe.model, recipe.optimizer) == (model, optimizer)
 
 
 def test_a_run_that_goes_on_on_other_devices_ends_with_the_same_bits(run, recipe, tmp_path, told):

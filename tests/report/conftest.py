@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 import theano_mgpu as tm
-from runs import train
+from tests.report.trained_runs import train
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,10 @@ from theano_mgpu.recipes.settings import Recipe
 
 __all__ = ["run"]
 
-_DEFAULT = "photographs"
+#: Recipes of data that is named and not a folder.
+_OF_DATA = {"photos": "photographs", "digits": "digits"}
+#: Of a folder of one's own: batches of any size, and any number of epochs.
+_OF_A_FOLDER = Recipe(learning_rate_batch=256, weight_decay=1e-4, label_smoothing=0.1)
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class _Options:
     """Train a network, or go on with a run that was stopped. Without anything: the bundled photographs."""
 
     recipe: Positional[str | None] = None
-    """A recipe of the package, or a TOML file."""
+    """A recipe of the package, or a TOML file. If not given, that of the data: photographs, digits, or for a folder
+    the defaults below."""
     resume: Path | None = None
     """The folder of a run that was stopped: go on with it, by its own recipe."""
     json: bool = False
@@ -36,7 +40,7 @@ def run(words: Sequence[str]) -> None:
     asked = parsed(_Options, words, "train")
     options = parsed(_Options, words, "train", _Options(settings=_base(asked)))
     recipe = options.settings
-    folder = recipe.output or _new_folder(Path(options.recipe or _DEFAULT).stem)
+    folder = recipe.output or _new_folder(Path(options.recipe or recipe.data).stem)
 
     # After the words were understood: JAX and PyTensor take seconds to import.
     from theano_mgpu.recipes.running import train
@@ -48,7 +52,8 @@ def run(words: Sequence[str]) -> None:
 def _base(asked: _Options) -> Recipe:
     """What the options change: the recipe that is named, or that of the run to go on with."""
     if asked.resume is None:
-        return find_recipe(asked.recipe or _DEFAULT)
+        name = asked.recipe or _OF_DATA.get(asked.settings.data)
+        return find_recipe(name) if name else _OF_A_FOLDER
     if asked.recipe is not None:
         raise ValueError(
             f"'{asked.recipe}' and --resume {asked.resume} are both given; a run goes on by its own recipe. Leave one "

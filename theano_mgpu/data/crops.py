@@ -29,8 +29,9 @@ def random_resized_crop(
         aspect = math.exp(rng.uniform(lowest, highest))
         across, down = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
         if 0 < across <= width and 0 < down <= height:
-            left, top = rng.integers(0, (width - across + 1, height - down + 1))
-            return Box(int(left), int(top), across, down)
+            # Not rng.integers, which takes 50 microseconds for two bounds.
+            left, top = int(rng.random() * (width - across + 1)), int(rng.random() * (height - down + 1))
+            return Box(left, top, across, down)
     aspect = min(max(width / height, ratio[0]), ratio[1])
     across, down = min(width, max(1, round(height * aspect))), min(height, max(1, round(width / aspect)))
     return Box((width - across) // 2, (height - down) // 2, across, down)

@@ -175,10 +175,19 @@ def _rgb(image: Image.Image) -> np.ndarray:
 
 
 def _jpeg_orientation(data: bytes) -> int:
-    if b"Exif\0\0" not in data:
+    if b"Exif\0\0" not in _jpeg_header(data):
         return 1
     with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as image:
         return _orientation(image)
+
+
+def _jpeg_header(data: bytes) -> bytes:
+    """What stands before the pixels. Segment by segment (ITU T.81, annex B), as the pixels are the most of a file."""
+    place = 2
+    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":
+        filling = data[place + 1 : place + 2] == b"\xff"
+        place += 1 if filling else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return data[:place]
 
 
 def _orientation(image: Image.Image) -> int:

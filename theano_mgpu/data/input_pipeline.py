@@ -68,6 +68,8 @@ def pipeline(
     for name, value, least in (("batch_size", batch_size, 1), ("repeats", repeats, 1), ("prefetch", prefetch, 1)):
         _check_whole(name, value, least)
     _check_whole("seed", seed, 0)
+    if seed >= 2**63:
+        raise ValueError(f"pipeline(): 'seed' should be less than 2 to the power of 63, not {seed}.")
     for name, optional, least in (("workers", workers, 0), ("epochs", epochs, 1)):
         if optional is not None:
             _check_whole(name, optional, least)

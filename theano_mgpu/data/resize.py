@@ -60,24 +60,15 @@ def resized_crop(
     ):
         raise ValueError(f"resized_crop(): {box} is not within an image of {width} x {height} pixels.")
     out = np.empty((size, size, 3), np.uint8) if out is None else out
-    left, right, *across = _filter(box.left, box.width, width, size, within)
-    _, _, *down = _filter(box.top, box.height, height, size, within)
     rows = np.ascontiguousarray(pixels).reshape(height, -1)
-    resize_into(rows, left, right, *down, *across, bool(flip), out.reshape(size, -1))
+    across = box.left, box.width, *_bounds(box.left, box.width, width, within)
+    down = box.top, box.height, *_bounds(box.top, box.height, height, within)
+    resize_into(rows, across, down, bool(flip), out.reshape(size, -1))
     return out
 
 
-def _filter(
-    start: float, extent: float, pixels: int, size: int, within: Literal["box", "image"]
-) -> tuple[int, int, np.ndarray, np.ndarray]:
-    """Along one axis: the first pixel that is needed, the one behind the last, and each output's pixels and weights."""
-    from theano_mgpu.data.resize_kernel import triangle_weights
-
-    low, high = 0, pixels
-    if within == "box":
-        low, high = max(math.floor(start + _NEAR), 0), min(math.ceil(start + extent - _NEAR), pixels)
-    taps = math.ceil(2 * max(extent / size, 1.0))
-    firsts = np.empty(size, np.int64)
-    weights = np.empty((size, taps + taps % 2), np.float32)
-    triangle_weights(start, extent, low, high, firsts, weights)
-    return int(firsts[0]), min(high, int(firsts[-1]) + taps), firsts, weights
+def _bounds(start: float, extent: float, pixels: int, within: Literal["box", "image"]) -> tuple[int, int]:
+    """Along one axis: the first pixel that counts, and the one behind the last."""
+    if within == "image":
+        return 0, pixels
+    return max(math.floor(start + _NEAR), 0), min(math.ceil(start + extent - _NEAR), pixels)

@@ -9,12 +9,13 @@ import numba
 import numpy as np
 from numba import boolean, float32, float64, int64, types, uint8, void
 
+from theano_mgpu.data.four_floats import load_four, no_four, store_four, with_weighted
+
 __all__ = ["resize_into", "triangle_weights"]
 
 # Read-only arrays are taken as well as others, by one and the same machine code.
 _PIXELS = types.Array(uint8, 2, "C", readonly=True)
-_INDICES = types.Array(int64, 1, "C", readonly=True)
-_WEIGHTS = types.Array(float32, 2, "C", readonly=True)
+_AXIS = types.Tuple((float64, float64, int64, int64))
 
 
 def _compiled(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -32,16 +33,18 @@ def _compiled(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., An
     return compile_function
 
 
-@_compiled(void(float64, float64, int64, int64, int64[::1], float32[:, ::1]))
-def triangle_weights(start, extent, low, high, firsts, weights):  # type: ignore[no-untyped-def]
+@_compiled(types.Tuple((int64[::1], float32[:, ::1]))(float64, float64, int64, int64, int64))
+def triangle_weights(start, extent, low, high, outputs):  # type: ignore[no-untyped-def]
     """The triangle filter along one axis, as in Pillow's ``precompute_coeffs`` for BILINEAR.
 
-    Output o has its centre at ``start + (o + 1/2) extent / outputs``; inputs from ``low`` to below ``high`` count. The
-    first input of each output goes into ``firsts``, its weights into a row of ``weights``, with zeros behind them.
+    Output o has its centre at ``start + (o + 1/2) extent / outputs``; inputs from ``low`` to below ``high`` count.
+    Returns the first input of each output, and a row of weights for each, even in number, with zeros at its end.
     """
-    outputs = len(firsts)
     scale = extent / outputs
     support = max(scale, 1.0)
+    taps = int(np.ceil(2 * support))
+    firsts = np.empty(outputs, np.int64)
+    weights = np.empty((outputs, taps + taps % 2), np.float32)
     for output in range(outputs):
         centre = start + (output + 0.5) * scale
         first = max(int(centre - support + 0.5), low)
@@ -56,52 +59,51 @@ def triangle_weights(start, extent, low, high, firsts, weights):  # type: ignore
         for tap in range(weights.shape[1]):
             weights[output, tap] /= total
         firsts[output] = first
+    return firsts, weights
 
 
-@_compiled(void(_PIXELS, int64, int64, _INDICES, _WEIGHTS, _INDICES, _WEIGHTS, boolean, uint8[:, ::1]))
-def resize_into(pixels, left, right, firsts_down, weights_down, firsts_across, weights_across, flip, out):  # type: ignore[no-untyped-def]
+@_compiled(void(_PIXELS, _AXIS, _AXIS, boolean, uint8[:, ::1]))
+def resize_into(pixels, across, down, flip, out):  # type: ignore[no-untyped-def]
     """``out`` := both filters over ``pixels``, each ``(rows, columns * 3)``; ``flip`` turns left to right.
 
-    The filter across needs columns from ``left`` to below ``right``.
+    ``across`` and ``down`` are what ``triangle_weights`` takes: start, extent, low and high.
 
     Row by row: first down, over whole rows of the crop, which the compiler makes wide vector instructions of, then
-    across. The number of taps across is even. Unsigned indices, as signed ones are first checked for being negative:
-    across takes half the time with them.
+    across. Unsigned indices, as signed ones are first checked for being negative: across takes half the time with them.
     """
-    length = np.uint64(3 * (right - left))
-    one, two, three = np.uint64(1), np.uint64(2), np.uint64(3)
-    taps = np.uint64(weights_across.shape[1])
+    zero, one, two, three = np.uint64(0), np.uint64(1), np.uint64(2), np.uint64(3)
     columns = np.uint64(out.shape[1]) // three
-    row = np.zeros(length + three * taps, np.float32)  # behind the crop zeros, for weights that are zero
-    filtered = np.empty(out.shape[1], np.float32)
+    firsts_down, weights_down = triangle_weights(down[0], down[1], down[2], down[3], out.shape[0])
+    firsts, weights = triangle_weights(across[0], across[1], across[2], across[3], out.shape[1] // 3)
+    taps = np.uint64(weights.shape[1])
+    left = firsts[0]
+    right = min(across[3], firsts[-1] + weights.shape[1])
+    length = np.uint64(3 * (right - left))
+    row = np.zeros(length + three * taps + one, np.float32)  # behind the crop zeros, for weights that are zero
+    filtered = np.empty(out.shape[1] + 1, np.float32)
     for output in range(out.shape[0]):
         for i in range(length):
             row[i] = np.float32(0.5)  # for rounding: weights add up to one
-        for tap in range(weights_down.shape[1]):
-            weight = weights_down[output, tap]
-            if weight != 0:
-                line = pixels[firsts_down[output] + tap, 3 * left : 3 * right]
+        for tap in range(0, weights_down.shape[1], 2):
+            first, second = weights_down[output, tap], weights_down[output, tap + 1]
+            if second != 0:
+                upper = pixels[firsts_down[output] + tap, 3 * left : 3 * right]
+                lower = pixels[firsts_down[output] + tap + 1, 3 * left : 3 * right]
                 for i in range(length):
-                    row[i] += weight * np.float32(np.int32(line[i]))
+                    row[i] += first * np.float32(np.int32(upper[i])) + second * np.float32(np.int32(lower[i]))
+            elif first != 0:
+                upper = pixels[firsts_down[output] + tap, 3 * left : 3 * right]
+                for i in range(length):
+                    row[i] += first * np.float32(np.int32(upper[i]))
         for column in range(columns):
             source = columns - one - column if flip else column
-            place = np.uint64(firsts_across[source] - left) * three
-            red = green = blue = np.float32(0)
-            for tap in range(np.uint64(0), taps, two):
-                weight = weights_across[source, tap]
-                red += weight * row[place]
-                green += weight * row[place + one]
-                blue += weight * row[place + two]
-                place += three
-                weight = weights_across[source, tap + one]
-                red += weight * row[place]
-                green += weight * row[place + one]
-                blue += weight * row[place + two]
-                place += three
-            place = column * three
-            filtered[place] = red
-            filtered[place + one] = green
-            filtered[place + two] = blue
+            place = np.uint64(firsts[source] - left) * three
+            colours = no_four()  # red, green, blue, and the next pixel's red, which is overwritten
+            for tap in range(zero, taps, two):
+                colours = with_weighted(colours, weights[source, tap], load_four(row, place))
+                colours = with_weighted(colours, weights[source, tap + one], load_four(row, place + three))
+                place += three + three
+            store_four(filtered, column * three, colours)
         finished = out[output]
         for i in range(np.uint64(out.shape[1])):
             finished[i] = np.uint8(np.int32(filtered[i]))

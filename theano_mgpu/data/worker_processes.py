@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -45,6 +48,9 @@ class BatchStream:
         except BaseException:
             self.failed = True
             raise
+        if self._workers:
+            for array in batch[:2]:
+                _shared[id(array)] = array
         self._turn = (self._turn + 1) % len(self._iterators)
         self.position += 1
         return batch
@@ -54,17 +60,45 @@ class BatchStream:
         self.failed = True
         self._first.clear()
         iterators, self._iterators = self._iterators, []
-        if iterators:
-            with ThreadPoolExecutor(len(iterators)) as threads:
-                list(threads.map(lambda iterator: iterator.close(), iterators))
+        threads = [threading.Thread(target=iterator.close) for iterator in iterators]
+        for thread, iterator in zip(threads, iterators, strict=True):
+            try:
+                thread.start()
+            except RuntimeError:  # the process ends; newer Pythons start no threads then
+                iterator.close()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
 
     def _start(self) -> None:
         self._iterators = [iter(dataset) for dataset in self._datasets]
         if self._workers:
+            _streams.add(self)
             resource_tracker.ensure_running()  # which would unblock signals if it started later
             # A thread of its own, which passes its blocked signals on, while this one can still be interrupted.
             with ThreadPoolExecutor(1) as thread:
                 self._first = thread.submit(_first_of_each, self._iterators).result()
+
+
+#: What the end of the process has to see to: streams with workers, and arrays in shared memory that somebody has.
+_streams: weakref.WeakSet[BatchStream] = weakref.WeakSet()
+_shared: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
+@atexit.register
+def _end_with_process() -> None:
+    """End the workers, and give up the memory of batches that a script still has, which would be called leaked."""
+    for stream in list(_streams):
+        stream.close()
+    grains = getattr(sys.modules.get("grain._src.python.ipc.shared_memory_array"), "SharedMemoryArray", None)
+    if deleting := getattr(grains, "_del_thread_pool", None):
+        deleting.apply(int)  # its one thread has then given up all that was deleted so far
+    for array in list(_shared.values()):
+        memory = getattr(array, "shm", None)
+        if memory is not None and getattr(array, "_unlink_on_del", False):
+            memory.unlink()
+            # Never deleted: grain's __del__ needs modules that are gone when the last arrays are.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(array))
 
 
 def usable_cores() -> int:

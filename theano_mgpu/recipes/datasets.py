@@ -99,6 +99,5 @@ def _digest(source: Any, rows: np.ndarray) -> str:
         digest.update(source.images[rows].tobytes())
     else:
         digest.update(source.file_sizes[rows].tobytes())
-        for row in rows:
-            digest.update(os.fsencode(source.name(int(row))) + b"\0")
+        digest.update("\0".join(source.name(row) for row in rows.tolist()).encode(errors="surrogateescape"))
     return digest.hexdigest()

@@ -43,8 +43,8 @@ class Recipe:
     val_image_size: int | None = None
     """Height and width of validation images; the last of image_size if not given."""
     val_resize: int | None = None
-    """What the shorter side of a validation image is scaled to before its centre is cut out; 256/224 of
-    val_image_size if not given."""
+    """What the shorter side of a validation image is scaled to before its centre is cut out. If not given, 256/224 of
+    val_image_size where training crops are resized, else that size itself."""
     crop: Literal["resized", "padded", "none"] = "resized"
     """A training image is a random part, resized (Inception's); the image, padded by 4 and cut at random (CIFAR's);
     or the image itself."""
@@ -188,7 +188,7 @@ class Recipe:
     @property
     def evaluation_resize(self) -> int:
         """The shorter side of validation images before they are cropped."""
-        return self.val_resize or round(self.evaluation_size * 256 / 224)
+        return self.val_resize or round(self.evaluation_size * (256 / 224 if self.crop == "resized" else 1))
 
     @property
     def scaled_learning_rate(self) -> float:

@@ -8,8 +8,8 @@ from html import escape
 
 import numpy as np
 
-from theano_mgpu.report.run_files import Examined
 from theano_mgpu.report.tables import bar, table
+from theano_mgpu.training import Examination
 
 __all__ = ["class_table", "confused_pairs", "confusion_map", "has_map", "pair_table"]
 
@@ -23,7 +23,7 @@ _WORST = 15
 _FEW = 20
 
 
-def has_map(examined: Examined) -> bool:
+def has_map(examined: Examination) -> bool:
     """Whether there are few enough classes for a heat map."""
     return len(examined.classes) <= _MOST_CLASSES
 
@@ -37,7 +37,7 @@ def confused_pairs(confusion: np.ndarray, most: int = _PAIRS) -> list[tuple[int,
     return [(truth, answer, int(wrong[truth, answer])) for truth, answer in pairs if wrong[truth, answer]]
 
 
-def confusion_map(examined: Examined) -> str:
+def confusion_map(examined: Examination) -> str:
     """The heat map as SVG: a row for each true class, shaded by the share of its images."""
     names, confusion = examined.classes, examined.confusion
     count, cell = len(names), max(16, min(30, 480 // len(names)))
@@ -80,7 +80,7 @@ def confusion_map(examined: Examined) -> str:
     )
 
 
-def pair_table(examined: Examined) -> str:
+def pair_table(examined: Examination) -> str:
     """The most confused pairs."""
     totals = examined.confusion.sum(axis=1)
     rows = [
@@ -90,7 +90,7 @@ def pair_table(examined: Examined) -> str:
     return table("Most often confused", ["truth", "answered", "times"], rows, numbers={2})
 
 
-def class_table(examined: Examined) -> str:
+def class_table(examined: Examination) -> str:
     """Each class's images and how many are answered right, the worst first; of more than a few, the others folded."""
     totals, right = examined.confusion.sum(axis=1), np.diag(examined.confusion)
     shares = right / np.maximum(totals, 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,43 +12,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from theano_mgpu.training import Checkpoints, MetricsFile, read_checkpoint
+from theano_mgpu.training import Checkpoints, Examination, MetricsFile, read_checkpoint
 
-__all__ = ["Examined", "Run", "read_run"]
+__all__ = ["Run", "read_run"]
 
 Result = TypeVar("Result")
 _FILTERS = "conv1.weight"
-
-
-@dataclass(frozen=True)
-class Examined:
-    """A network's answers to the validation images: what ``evaluation.npz`` holds.
-
-    confusion: int64 (classes, classes), rows are the truth. top5: int64 (classes,), how many of each are among the top
-    five. The mistakes are uint8 (n, height, width, 3), with labels, answers and confidences of shape (n,).
-    """
-
-    classes: list[str]
-    confusion: np.ndarray
-    top5: np.ndarray
-    loss: float
-    mistake_images: np.ndarray
-    mistake_labels: np.ndarray
-    mistake_answers: np.ndarray
-    mistake_confidences: np.ndarray
-
-    def __post_init__(self) -> None:
-        count, mistakes = len(self.classes), len(self.mistake_images)
-        if self.confusion.shape != (count, count) or self.top5.shape != (count,):
-            raise ValueError(f"a confusion matrix of shape {self.confusion.shape} for {count} classes")
-        if self.mistake_images.ndim != 4 or self.mistake_images.shape[-1] != 3:
-            raise ValueError(f"mistaken images of shape {self.mistake_images.shape}")
-        for numbers in (self.mistake_labels, self.mistake_answers, self.mistake_confidences):
-            if numbers.shape != (mistakes,):
-                raise ValueError(f"{numbers.shape} labels, answers or confidences of {mistakes} mistakes")
-        named = np.concatenate([self.mistake_labels, self.mistake_answers])
-        if named.size and not 0 <= named.min() <= named.max() < count:
-            raise ValueError(f"mistakes of class {named.min()} to {named.max()}, but there are {count} classes")
 
 
 @dataclass(frozen=True)
@@ -73,7 +41,7 @@ class Run:
     cut: str | None
     filters: np.ndarray | None
     filters_of: str
-    examined: Examined | None
+    examined: Examination | None
     missing: Mapping[str, str]
 
 
@@ -101,8 +69,8 @@ def read_run(folder: Path) -> Run:
             found = read()
         except FileNotFoundError:
             found = None
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            missing[name] = f"It could not be read: {error}."
+        except (OSError, ValueError) as error:
+            missing[name] = f"It could not be read: {str(error).rstrip('.')}."
             return None
         if found is None:
             missing[name] = ""
@@ -121,7 +89,7 @@ def read_run(folder: Path) -> Run:
         cut=ingredient("cut", (folder / "cut.svg").read_text),
         filters=ingredient("filters", lambda: _filters(checkpoint)),
         filters_of=checkpoint.stem if checkpoint else "",
-        examined=ingredient("examined", lambda: _examined(folder / "evaluation.npz")),
+        examined=ingredient("examined", lambda: Examination.load(folder / "evaluation.npz")),
         missing=missing,
     )
 
@@ -179,17 +147,3 @@ def _filters(path: Path | None) -> np.ndarray | None:
     if filters is None or filters.ndim != 4 or filters.shape[2] not in (1, 3):
         return None
     return filters.astype("float32")
-
-
-def _examined(path: Path) -> Examined:
-    with np.load(path, allow_pickle=False) as arrays:
-        return Examined(
-            classes=[str(name) for name in arrays["classes"]],
-            confusion=arrays["confusion"].astype("int64"),
-            top5=arrays["top5"].astype("int64"),
-            loss=float(arrays["loss"]),
-            mistake_images=arrays["mistake_images"].astype("uint8"),
-            mistake_labels=arrays["mistake_labels"],
-            mistake_answers=arrays["mistake_answers"],
-            mistake_confidences=arrays["mistake_confidences"],
-        )

@@ -39,6 +39,20 @@ class Examination:
     mistake_answers: np.ndarray
     mistake_confidences: np.ndarray
 
+    def __post_init__(self) -> None:
+        """Raises ValueError where the parts do not fit together, as those of a file may not."""
+        count, mistakes = len(self.classes), len(self.mistake_images)
+        if self.confusion.shape != (count, count) or self.top5.shape != (count,):
+            raise ValueError(f"a confusion matrix of shape {self.confusion.shape} for {count} classes")
+        if self.mistake_images.ndim != 4 or self.mistake_images.shape[-1] != 3:
+            raise ValueError(f"mistaken images of shape {self.mistake_images.shape}")
+        for numbers in (self.mistake_labels, self.mistake_answers, self.mistake_confidences):
+            if numbers.shape != (mistakes,):
+                raise ValueError(f"{numbers.shape} labels, answers or confidences of {mistakes} mistakes")
+        named = np.concatenate([self.mistake_labels, self.mistake_answers])
+        if named.size and not 0 <= named.min() <= named.max() < count:
+            raise ValueError(f"mistakes of class {named.min()} to {named.max()}, but there are {count} classes")
+
     @cached_property
     def examples(self) -> int:
         """Their number."""
@@ -79,12 +93,12 @@ class Examination:
         try:
             with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in names}
+            return cls(**{**arrays, "classes": tuple(arrays["classes"].tolist()), "loss": float(arrays["loss"])})
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(
                 f"load(): '{path}' is not a whole file that Examination.save wrote, with the arrays "
                 f"{', '.join(names)}: {error}."
             ) from error
-        return cls(**{**arrays, "classes": tuple(arrays["classes"].tolist()), "loss": float(arrays["loss"])})
 
     def __str__(self) -> str:
         rates = list(self.per_class.values())

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from theano_mgpu import laps
+
 __all__ = ["PARTS", "mean_split", "time_split", "verdict"]
 
 #: What a step's seconds go into, in the order in which they pass.
-PARTS = ("wait", "copy", "compute", "gather", "update")
+PARTS = ("wait", *laps.PARTS)
 
 # The most that faster input can give is 1 / (1 - wait) of the speed: 1.11 times at a tenth. Less is not worth a change
 # of settings, and lines of one run differ by as much on a machine that does other work.
