@@ -1,7 +1,8 @@
 """The Python blocks of the README and of docs/ run, top to bottom in one namespace a file, and print what they say.
 
 A ``text`` block right behind a ``python`` block that prints is the expected output; ``...`` in it stands for anything.
-The commands of a ``console`` block, lines that begin with ``$``, run in between and print what stands below them.
+The commands of a ``console`` block, lines that begin with ``$``, run in between and print what stands below them. A
+``toml`` block that begins with a file's name as its comment is that file.
 Each file runs in a process of its own, with eight simulated devices: this file is also the program that does it.
 """
 
@@ -104,6 +105,8 @@ def run(page: Path) -> list[str]:
             outputs.append(printed.getvalue())
         elif block.language == "console":
             outputs.append(transcript(block.code))
+        elif block.language == "toml" and (name := re.match(r"# (\w+\.toml)\n", block.code)):
+            Path(name[1]).write_text(block.code)
     return outputs
 
 
@@ -112,10 +115,15 @@ def test_page_runs_and_prints_what_it_says(page: Path, tmp_path: Path) -> None:
     found = blocks(page.read_text())
     if not any(block.language in ("python", "console") for block in found):
         return
+    settings = {
+        "PYTHONPATH": str(ROOT),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),  # one command compiles what another one has
+    }
     process = subprocess.run(
         [sys.executable, __file__, str(page)],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)},
+        env=os.environ | settings,
         capture_output=True,
         text=True,
         timeout=DEADLINE,
