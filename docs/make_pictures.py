@@ -43,8 +43,9 @@ def pictures_of_run(run: Path, folder: Path = Path(__file__).parent) -> None:
         page = tm.report.write_report(run, Path(place) / "report.html").read_text()
         _photograph(page, folder / "photographs.png", height=1150)  # as far down as the charts go
         for name, height in (("classes", 800), ("mistakes", 480)):
-            others = f"header, nav, footer, section:not([aria-labelledby={name}]) {{ display: none }} section {{ margin-top: 0 }}"
-            _photograph(page.replace("</head>", f"<style>{others}</style></head>"), folder / f"{name}.png", height)
+            others = f"header, nav, footer, section:not([aria-labelledby={name}]) {{ display: none }}"
+            style = f"<style>{others} section {{ margin-top: 0 }}</style>"
+            _photograph(page.replace("</head>", f"{style}</head>"), folder / f"{name}.png", height)
     _photograph(_terminal(run), folder / "terminal.png", height=130, width=800)
 
 
