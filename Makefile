@@ -17,7 +17,7 @@ help:
 	@echo "make clean    remove .venv, runs/ and what the tools left"
 
 train: .venv/installed
-	$(BIN)/python examples/photographs_resnet.py
+	$(BIN)/theano-mgpu train
 
 test: .venv/installed-dev
 	$(BIN)/ruff format --check .

@@ -1,10 +1,12 @@
 """Draws the pictures of these pages: ``python docs/make_pictures.py``.
 
-``python docs/make_pictures.py RUN`` takes ``report.png`` anew, the top of that run's report, with Chromium.
+``python docs/make_pictures.py RUN`` takes the pictures of a run anew: of its report, and of its terminal.
 """
 
 from __future__ import annotations
 
+import io
+import json
 import subprocess
 import sys
 import tempfile
@@ -12,8 +14,12 @@ from pathlib import Path
 
 import pytensor.tensor as pt
 from PIL import Image
+from rich.console import Console
+from rich.terminal_theme import MONOKAI
 
 import theano_mgpu as tm
+from theano_mgpu.training.live_display import Screen
+from theano_mgpu.training.time_parts import mean_split
 
 
 def main(folder: Path = Path(__file__).parent) -> None:
@@ -31,19 +37,43 @@ def main(folder: Path = Path(__file__).parent) -> None:
     step.draw(folder / "cut.svg")
 
 
-def picture_of_report(run: Path, folder: Path = Path(__file__).parent) -> None:
-    """``report.png``: as far down as the charts go."""
+def pictures_of_run(run: Path, folder: Path = Path(__file__).parent) -> None:
+    """Of a run's report and of what its terminal showed halfway, with Chromium."""
     with tempfile.TemporaryDirectory() as place:
-        page = tm.report.write_report(run, Path(place) / "report.html")
-        options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1040,1150"]
-        taken = page.with_suffix(".png")
-        subprocess.run(["chromium", *options, f"--screenshot={taken}", page.as_uri()], check=True, timeout=60)
-        # A page has few colours: a third of the size.
-        Image.open(taken).convert("RGB").quantize(64).save(folder / "report.png", optimize=True)
+        page = tm.report.write_report(run, Path(place) / "report.html").read_text()
+        _photograph(page, folder / "photographs.png", height=1150)  # as far down as the charts go
+        for name, height in (("classes", 800), ("mistakes", 480)):
+            others = f"header, nav, footer, section:not([aria-labelledby={name}]) {{ display: none }}"
+            style = f"<style>{others} section {{ margin-top: 0 }}</style>"
+            _photograph(page.replace("</head>", f"{style}</head>"), folder / f"{name}.png", height)
+    _photograph(_terminal(run), folder / "terminal.png", height=130, width=800)
+
+
+def _terminal(run: Path) -> str:
+    """A page with the live display as the middle line of a run's metrics made it, 80 columns wide."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    last, lines = lines[-1]["step"], [line for line in lines if line["step"] <= lines[-1]["step"] / 2]
+    console = Console(record=True, width=80, file=io.StringIO(), force_terminal=True)
+    left = (last - lines[-1]["step"]) * lines[-1]["step_seconds"]
+    split = mean_split(lines[-5:])
+    console.print(Screen(lines[-1]["step"], last, left, lines[-1], split=split))
+    text = console.export_html(theme=MONOKAI, inline_styles=True)
+    return text.replace("<body", "<style>html { background: #0c0c0c } body { margin: 16px }</style><body")
+
+
+def _photograph(page: str, file: Path, height: int, width: int = 1040) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        html, taken = Path(place) / "page.html", Path(place) / "page.png"
+        html.write_text(page)
+        options = ["--headless", "--no-sandbox", "--hide-scrollbars", f"--window-size={width},{height}"]
+        command = ["chromium", *options, f"--screenshot={taken}", html.as_uri()]
+        subprocess.run(command, check=True, timeout=120, capture_output=True)
+        # Pages have few colours, and a third of the size with a palette.
+        Image.open(taken).convert("RGB").quantize(128).save(file, optimize=True)
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        picture_of_report(Path(sys.argv[1]))
+        pictures_of_run(Path(sys.argv[1]))
     else:
         main()

@@ -1,12 +1,14 @@
 """The Python blocks of the README and of docs/ run, top to bottom in one namespace a file, and print what they say.
 
 A ``text`` block right behind a ``python`` block that prints is the expected output; ``...`` in it stands for anything.
-The commands of a ``console`` block, lines that begin with ``$``, run in between and print what stands below them.
+The commands of a ``console`` block, lines that begin with ``$``, run in between and print what stands below them. A
+``toml`` block that begins with a file's name as its comment is that file.
 Each file runs in a process of its own, with eight simulated devices: this file is also the program that does it.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import json
@@ -103,6 +105,8 @@ def run(page: Path) -> list[str]:
             outputs.append(printed.getvalue())
         elif block.language == "console":
             outputs.append(transcript(block.code))
+        elif block.language == "toml" and (name := re.match(r"# (\w+\.toml)\n", block.code)):
+            Path(name[1]).write_text(block.code)
     return outputs
 
 
@@ -111,10 +115,15 @@ def test_page_runs_and_prints_what_it_says(page: Path, tmp_path: Path) -> None:
     found = blocks(page.read_text())
     if not any(block.language in ("python", "console") for block in found):
         return
+    settings = {
+        "PYTHONPATH": str(ROOT),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),  # one command compiles what another one has
+    }
     process = subprocess.run(
         [sys.executable, __file__, str(page)],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)},
+        env=os.environ | settings,
         capture_output=True,
         text=True,
         timeout=DEADLINE,
@@ -133,6 +142,44 @@ def test_page_runs_and_prints_what_it_says(page: Path, tmp_path: Path) -> None:
             assert matches(happened, block.code), (
                 f"{page.name}, line {block.line}: expected\n{block.code}\nbut this happened\n{happened}"
             )
+
+
+def sentences() -> list[str]:
+    """The package's texts; what is filled in is one ``\0`` each, which no heading has."""
+    found = []
+    for path in (ROOT / "theano_mgpu").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                found.append(
+                    "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
+                )
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def errors_explained() -> list[str]:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    return re.findall(r"^### `(.*)`$", page, flags=re.MULTILINE)
+
+
+def test_errors_that_are_explained_are_the_packages_own() -> None:
+    known = sentences()
+    explained = errors_explained()
+    assert len(explained) >= 20
+    for heading in explained:
+        assert any(said(heading, text) for text in known), f"{heading!r}: the package says nothing like it"
+
+
+def said(heading: str, text: str) -> bool:
+    """Whether the heading is a part of the text; its ``...`` are what the text is filled in with."""
+    return re.search(".*\0.*".join(map(re.escape, heading.split("..."))), text, flags=re.DOTALL) is not None
+
+
+def test_a_heading_is_found_with_its_wildcards_only() -> None:
+    assert said("no '...' in ...", "there is no '\0' in \0.")
+    assert not said("no 'key' in ...", "there is no '\0' in \0.")
+    assert not said("there ... no", "there is no '\0' in \0.")
 
 
 def test_blocks_are_found_with_their_lines_and_neighbours() -> None:
