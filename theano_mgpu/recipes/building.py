@@ -67,6 +67,7 @@ def validation_images(recipe: Recipe, dataset: Dataset) -> Pipeline:
         image_size=recipe.evaluation_size,
         augmentation=Augmentation(resize=recipe.evaluation_resize),
         workers=recipe.workers,
+        on_bad_image=recipe.on_bad_image,
     )
 
 
@@ -81,6 +82,7 @@ def _training_images(recipe: Recipe, dataset: Dataset) -> Pipeline:
         repeats=recipe.repeats,
         epochs=math.ceil(recipe.epochs),
         workers=recipe.workers,
+        on_bad_image=recipe.on_bad_image,
     )
 
 
