@@ -13,12 +13,22 @@ import theano_mgpu as tm
 from tests.training.network import examples, fresh, train
 from theano_mgpu.data import Examples
 from theano_mgpu.training import Batches, Checkpoints, MetricsFile, RunFolder, loop
+from theano_mgpu.training.limits import Limits
+from theano_mgpu.training.state import Progress
 
 
 def evaluations(**values):
     """An evaluation whose metrics are these, one after the other."""
     turns = {name: itertools.chain(numbers) for name, numbers in values.items()}
     return {"val": lambda: {name: next(numbers) for name, numbers in turns.items()}}
+
+
+def test_the_steps_of_a_run_are_foreseen_to_the_step():
+    """Their number comes out of an epoch that is no round number, and is shown all the time."""
+    for per_epoch in range(1, 300):
+        for step in range(1, 4 * per_epoch, 7):
+            total = Limits(epochs=4).total_steps(Progress(step=step, epoch=step / per_epoch))
+            assert total == 4 * per_epoch
 
 
 def test_fit_is_the_plain_loop(eight, tmp_path):

@@ -38,7 +38,7 @@ def run(words: Sequence[str]) -> None:
     trained.store.save(output, layout=options.layout)
     values = {"source": trained.source, "output": str(output), "layout": options.layout, "model": trained.recipe.model}
     text = f"{output}: {trained.recipe.model} with {len(trained.classes)} classes, from {trained.source}"
-    if options.layout == "torch":
+    if options.layout == "torch" and trained.recipe.depth in (18, 34, 50, 101, 152):  # the others are not torchvision's
         text += (
             f"\nin PyTorch: model = torchvision.models.{trained.recipe.model}(num_classes={len(trained.classes)}); "
             f"model.load_state_dict(torch.load('{output}'))"

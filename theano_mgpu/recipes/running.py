@@ -41,10 +41,11 @@ class Outcome:
     bad_images: int
 
     def __str__(self) -> str:
-        rates = [
-            f"{name} {value:.1%}" for name, value in self.metrics.items() if name.endswith(("top1", "top5")) and value
+        rates = {name: value for name, value in self.metrics.items() if name.endswith(("top1", "top5"))}
+        shown = ", ".join(f"{name} {value:.1%}" for name, value in rates.items() if value is not None)
+        lines = [
+            f"{self.steps:,} steps, {self.epochs:.2f} epochs in {self.seconds:,.0f} s{': ' if shown else ''}{shown}"
         ]
-        lines = [f"{self.steps:,} steps, {self.epochs:.2f} epochs in {self.seconds:,.0f} s: {', '.join(rates)}"]
         if self.stopped_by == "time_limit":
             lines.append(f"the time limit was reached; theano-mgpu train --resume {self.run} goes on")
         if self.bad_images:

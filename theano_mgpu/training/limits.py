@@ -49,7 +49,8 @@ class Limits:
         """How many steps the run will have, as far as it can be told from those that were taken."""
         totals = [] if self.max_steps is None else [int(self.max_steps)]
         if self.epochs is not None and progress.epoch:
-            totals.append(math.ceil(progress.step * self.epochs / progress.epoch))
+            # 30 steps are 30 / 13 epochs, and 4 epochs then 52.00000000000001 steps.
+            totals.append(math.ceil(round(progress.step * self.epochs / progress.epoch, 6)))
         return min(totals, default=None)
 
 
