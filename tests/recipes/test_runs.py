@@ -120,6 +120,7 @@ def test_averages_are_the_parameters_until_their_start_and_follow_the_formula_th
         for name in averaged:
             np.testing.assert_array_equal(arrays[f"{name}.ema"], arrays[name], err_msg=name)
     for name in averaged:
-        expected = np.float32(decay) * before[name] + np.float32(1 - decay) * after[name]
+        keep = np.float32(decay)
+        expected = keep * before[name] + (np.float32(1) - keep) * after[name]
         np.testing.assert_allclose(after[f"{name}.ema"], expected, rtol=1e-6, atol=1e-9, err_msg=name)
     assert not np.array_equal(after["conv1.weight.ema"], after["conv1.weight"])
