@@ -2,7 +2,7 @@
 
 import sys
 
-from theano_mgpu.cli import main
+from theano_mgpu.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

@@ -191,6 +191,61 @@ def test_float_images_are_taken_as_normalised():
     np.testing.assert_allclose(result, EVALUATED[20, "cifar", 8], rtol=1e-4, atol=1e-4)
 
 
+def convolutions(logits):
+    """Stride, groups and the channels that go in, of each convolution of a graph."""
+    nodes = pytensor.graph.traversal.toposort([logits])
+    found = [(node.op, node.inputs[0].type.shape[-1]) for node in nodes if type(node.op).__name__ == "Conv2d"]
+    return [(op.stride[0], op.groups, channels) for op, channels in found]
+
+
+@pytest.mark.parametrize(
+    ("depth", "blurred"),
+    [
+        # Not the stem, which has three channels; in each later stage a block's 3x3 convolution and its shortcut.
+        (18, [64, 64, 128, 128, 256, 256]),
+        (50, [128, 256, 256, 512, 512, 1024]),
+        # Shortcuts without parameters have no convolution.
+        (20, [16, 32]),
+    ],
+)
+def test_what_goes_into_wide_convolutions_of_stride_2_is_blurred(depth, blurred):
+    images = image_batch((None, 64, 64, 3))
+    plain, blurring = (resnet(ParameterStore(), images, depth, 10, False, blur_pool=blur) for blur in (False, True))
+    assert all(groups == 1 for _, groups, _ in convolutions(plain))
+    found = convolutions(blurring)
+    assert sorted(channels for _, groups, channels in found if groups > 1) == blurred
+    assert all((stride, groups) == (1, channels) for stride, groups, channels in found if groups > 1)
+    assert sorted(channels for stride, _, channels in found if stride == 2 and channels >= 16) == blurred
+    assert len(found) - len(blurred) == len(convolutions(plain))
+
+
+def test_blurring_leaves_the_parameters_as_they_are():
+    stores = [ParameterStore(), ParameterStore()]
+    for store, blur in zip(stores, (False, True), strict=True):
+        resnet(store, image_batch(), 18, 10, train=True, blur_pool=blur)
+    plain, blurred = (store.get_values() for store in stores)
+    assert list(plain) == list(blurred)
+    for name, value in plain.items():
+        np.testing.assert_array_equal(value, blurred[name], err_msg=name)
+
+
+def test_a_blur_is_1_2_1_over_4_along_both_axes_with_zeros_around():
+    """Computed by numpy on what goes into one convolution, compared with what that one sees."""
+    images = image_batch((None, 8, 8, 3))
+    store = ParameterStore()
+    logits = resnet(store, images, 20, 5, False, blur_pool=True)
+    store.set_values({name: fixed_value(name, store[name].type.shape) for name in store})
+    nodes = [node for node in pytensor.graph.traversal.toposort([logits]) if type(node.op).__name__ == "Conv2d"]
+    ((before, blurred), *_) = [(node.inputs[0], node.outputs[0]) for node in nodes if node.op.groups > 1]
+    assert any(node.inputs[0] is blurred and node.op.stride == (2, 2) for node in nodes)
+    given, found = pytensor.function([images], [before, blurred], mode=PYTHON)(fixed_images(2, 8))
+    padded = np.pad(given.astype(float), [(0, 0), (1, 1), (1, 1), (0, 0)])
+    rows = (padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]) / 4
+    expected = (rows[:, :, :-2] + 2 * rows[:, :, 1:-1] + rows[:, :, 2:]) / 4
+    assert given.shape == found.shape == (2, 8, 8, 16)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_training_agrees_with_pytorch_in_logits_gradients_and_moving_averages():
     images, labels = image_batch((None, 8, 8, 3)), pt.vector("labels", dtype="int32")
     store, logits = filled_store(20, images, train=True)

@@ -61,7 +61,7 @@ def test_without_a_gradient_a_parameter_shrinks_by_rate_times_decay_or_not_at_al
 
 
 def first_step(optimizer, g, p, decays):
-    """The first step's way against the gradient, divided by the rate; momentum is 0.9, the rest as in PyTorch."""
+    """The first step over the rate, downhill; momentum is 0.9, the other settings are as in PyTorch."""
     decay = DECAY if decays else 0.0
     plain, sign = g + decay * p, np.sign
     adam = g / (np.abs(g) + 1e-8)  # both moments are unbiased

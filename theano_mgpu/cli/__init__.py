@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
+import re
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TextIO
 
-__all__ = ["main"]
+__all__ = ["command", "main"]
 
 #: Each command's module, whose ``run`` it is, and what it does. Modules are imported when asked for.
 _COMMANDS = {
@@ -26,20 +31,50 @@ _COMMANDS = {
 }
 
 
+#: What can be done about an error of the system.
+_REMEDIES = {
+    errno.ENOSPC: "Make room on the disk.",
+    errno.EDQUOT: "Make room on the disk.",
+    errno.EROFS: "Name a place that can be written.",
+    errno.EACCES: "Name another place, or let this one be read and written.",
+    errno.EPERM: "Name another place, or let this one be read and written.",
+    errno.EISDIR: "A folder is there, where a file should be.",
+    errno.ENOTDIR: "A file is there, where a folder should be.",
+    errno.EEXIST: "Name another place, or move away what is there.",
+    errno.ENOENT: "Make its folder first, or name another place.",
+}
+
+
+def command() -> int:
+    """The process ``theano-mgpu``: what ``main`` gives is its exit status."""
+    status = main()
+    if status > 128:  # a program may still be compiled by a thread, which would crash as Python is taken apart
+        sys.stdout.flush()
+        os._exit(status)
+    return status
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: it ends things in order, as Ctrl-C does."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out a command line and return its exit status: 0, 1 for what went wrong, 2 for a line that is none."""
+    """Carry out a command line and return its exit status: 0, 1 for what went wrong, 2 for a line that is none.
+
+    128 and the signal's number more where it was stopped by SIGINT or SIGTERM.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        with warnings.catch_warnings():
+        with _streams(), _terminable(), warnings.catch_warnings():
             warnings.showwarning = _show_warning
             for category in (UserWarning, RuntimeWarning):  # ours; others are for programmers
                 warnings.simplefilter("default", category)
             return _carried_out(words)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("theano-mgpu: stopped.", file=sys.stderr)
-        return 130
+        return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
     except BrokenPipeError:
         # Whoever read the output has gone, as `head` does; Python would complain once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -50,6 +85,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print(f"theano-mgpu {words[0]}: {_sentence(error)}", file=sys.stderr)
         return 1
+
+
+@contextmanager
+def _streams() -> Iterator[None]:
+    """Where standard output or error was closed, Python has None in its place; what is said goes nowhere then."""
+    missing = [name for name in ("stdout", "stderr") if getattr(sys, name) is None]
+    for name in missing:
+        setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 until the process ends
+    yield
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises, so that no half-written file and no worker process stays behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(number: int, frame: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
 def _carried_out(words: list[str]) -> int:
@@ -71,11 +132,12 @@ def _carried_out(words: list[str]) -> int:
 
 
 def _sentence(error: Exception) -> str:
-    text = str(error)
-    if isinstance(error, OSError) and error.filename is not None:
-        text = f"'{error.filename}': {error.strerror}"
-    elif isinstance(error, OSError) and len(error.args) > 1:
-        text = str(error.args[1])
+    text = _without_function(str(error))
+    if isinstance(error, OSError) and error.errno is not None:
+        text = _without_function(str(error.strerror))
+        if text == os.strerror(error.errno):  # the system's own words
+            where = "" if error.filename is None else f"'{error.filename}': "
+            text = f"{where}{text}. {_REMEDIES.get(error.errno, '')}".rstrip()
     if (
         isinstance(error, (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError, NotImplementedError))
         and text
@@ -92,7 +154,12 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    print(f"theano-mgpu: {message}", file=sys.stderr)
+    print(f"theano-mgpu: {_without_function(str(message))}", file=sys.stderr)
+
+
+def _without_function(sentence: str) -> str:
+    """Without the function that says it: nobody called ``image_folder()`` here."""
+    return re.sub(r"^\w+\(\): ", "", sentence)
 
 
 def _help() -> str:

@@ -37,7 +37,8 @@ class _Options:
 
 def run(words: Sequence[str]) -> None:
     """Train by a recipe and options, evaluate, and write a report."""
-    asked = parsed(_Options, words, "train")
+    # With --help the first look is for the recipe alone: what is shown are its settings.
+    asked = parsed(_Options, [word for word in words if word not in ("-h", "--help")], "train")
     options = parsed(_Options, words, "train", _Options(settings=_base(asked)))
     recipe = options.settings
     folder = recipe.output or _new_folder(Path(options.recipe or recipe.data).stem)
@@ -45,7 +46,12 @@ def run(words: Sequence[str]) -> None:
     # After the words were understood: JAX and PyTensor take seconds to import.
     from theano_mgpu.recipes.running import train
 
-    outcome = train(recipe, folder, resume=options.resume is not None, say=say)
+    try:
+        outcome = train(recipe, folder, resume=options.resume is not None, say=say)
+    except KeyboardInterrupt:
+        if Path(folder, "recipe.toml").is_file():
+            say(f"What was saved is in '{folder}'; theano-mgpu train --resume {folder} goes on from there.")
+        raise
     answer(dataclasses.asdict(outcome), str(outcome), as_json=options.json)
 
 

@@ -77,7 +77,7 @@ class BatchReader:
                 self._draw(out, index, epoch, repeat)
             except ImageError as error:
                 if self.on_bad_image == "raise":
-                    raise
+                    raise ImageError(f"{str(error).rstrip('.')}. Remove it, or give on_bad_image='skip'.") from error
                 bad.append((index, str(error)))
             else:
                 return index

@@ -268,7 +268,7 @@ def _warnings(dataset: ImageFolder, found: Scan) -> Iterator[str]:
 
 def _broken_sentence(broken: Sequence[BrokenImage]) -> str:
     more = "" if len(broken) <= _NAMED else f"; and {len(broken) - _NAMED} more, all in .broken"
-    named = "; ".join(f"'{image.path}': {image.problem}" for image in broken[:_NAMED])
+    named = "; ".join(f"'{image.path}': {image.problem.rstrip('.')}" for image in broken[:_NAMED])
     return f"{len(broken)} {'file is' if len(broken) == 1 else 'files are'} no usable image: {named}{more}."
 
 

@@ -213,7 +213,9 @@ class Pipeline:
             if index not in self._bad:
                 self._bad[index] = sentence
                 instead = "another image is taken instead" if self.reader.train else "it is left out"
-                warnings.warn(f"pipeline(): {sentence} Broken image {len(self._bad)}: {instead}.", stacklevel=4)
+                warnings.warn(
+                    f"pipeline(): {sentence.rstrip('.')}. Broken image {len(self._bad)}: {instead}.", stacklevel=4
+                )
         return np.asarray(images), np.asarray(labels)
 
 

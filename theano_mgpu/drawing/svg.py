@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from theano_mgpu.cut import Cut
 from theano_mgpu.drawing.elements import Picture, wrapped
 from theano_mgpu.drawing.summary import Running, Summary, listed, plural, summarise
 from theano_mgpu.drawing.work import Work, sampled
+from theano_mgpu.weights import write_whole
 
 __all__ = ["draw", "svg"]
 
@@ -64,18 +64,8 @@ def draw(cut: Cut, path: str | os.PathLike[str], running: Running) -> str | os.P
             f"draw(): 'path' should end in \".svg\", the one format that is drawn, got {os.fspath(path)!r}. "
             f"Give {target.stem + '.svg'!r} and convert that, or open it in a browser and print it."
         )
-    handle, partial = tempfile.mkstemp(suffix=".partial", dir=target.parent)
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(svg(cut, running))
-        # A temporary file is for its owner alone; a picture is as any new file.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(partial, 0o666 & ~mask)
-        os.replace(partial, target)
-    except BaseException:
-        os.unlink(partial)
-        raise
+    picture = svg(cut, running).encode()
+    write_whole(target, lambda file: file.write(picture))
     return path
 
 

@@ -18,7 +18,7 @@ from theano_mgpu.schedules import Schedule
 from theano_mgpu.step import Step
 from theano_mgpu.training import evaluate
 
-__all__ = ["Training", "build", "validation_images"]
+__all__ = ["Training", "build", "training_images", "validation_images"]
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,26 @@ def build(recipe: Recipe, dataset: Dataset, contexts: Contexts) -> Iterator[Trai
 
     Nothing is compiled before the first step. Raises ValueError for settings that do not fit each other or the data.
     """
-    with _training_images(recipe, dataset) as train, validation_images(recipe, dataset) as val:
+    with training_images(recipe, dataset) as train, validation_images(recipe, dataset) as val:
         steps_per_epoch = train.batches_per_epoch
         steps = training_steps(recipe, len(dataset.classes), steps_per_epoch, contexts)
         yield Training(steps, schedule_of(recipe, steps_per_epoch), train, val)
+
+
+def training_images(recipe: Recipe, dataset: Dataset) -> Pipeline:
+    """Shuffled, cropped and augmented as the recipe says."""
+    return pipeline(
+        dataset.train,
+        recipe.batch_size,
+        train=True,
+        image_size=recipe.image_size,
+        seed=recipe.seed,
+        augmentation=_augmentation(recipe),
+        repeats=recipe.repeats,
+        epochs=math.ceil(recipe.epochs),
+        workers=recipe.workers,
+        on_bad_image=recipe.on_bad_image,
+    )
 
 
 def validation_images(recipe: Recipe, dataset: Dataset) -> Pipeline:
@@ -67,20 +83,7 @@ def validation_images(recipe: Recipe, dataset: Dataset) -> Pipeline:
         image_size=recipe.evaluation_size,
         augmentation=Augmentation(resize=recipe.evaluation_resize),
         workers=recipe.workers,
-    )
-
-
-def _training_images(recipe: Recipe, dataset: Dataset) -> Pipeline:
-    return pipeline(
-        dataset.train,
-        recipe.batch_size,
-        train=True,
-        image_size=recipe.image_size,
-        seed=recipe.seed,
-        augmentation=_augmentation(recipe),
-        repeats=recipe.repeats,
-        epochs=math.ceil(recipe.epochs),
-        workers=recipe.workers,
+        on_bad_image=recipe.on_bad_image,
     )
 
 

@@ -69,12 +69,17 @@ def open_dataset(recipe: Recipe) -> Dataset:
 def _photographs(recipe: Recipe) -> Dataset:
     size = recipe.image_sizes[1]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "theano_mgpu"
-    folder = data.photographs(
-        cache / f"photographs-{size}-{recipe.seed}",
-        image_size=size,
-        train_per_class=_PHOTOGRAPHS_PER_CLASS,
-        seed=recipe.seed,
-    )
+    folder = cache / f"photographs-{size}-{recipe.seed}"
+    try:
+        data.photographs(folder, image_size=size, train_per_class=_PHOTOGRAPHS_PER_CLASS, seed=recipe.seed)
+    except OSError as error:
+        if error.errno is None:  # what photographs() says itself
+            raise
+        raise OSError(
+            error.errno,
+            f"the bundled photographs could not be written to '{folder}': {error.strerror}. Set XDG_CACHE_HOME to a "
+            "folder that can be written, with room for some megabytes.",
+        ) from error
     read = {split: data.read_split(folder, split) for split in ("train", "val")}
     return Dataset("photos", read["train"], read["val"], data.class_names(folder))
 

@@ -22,7 +22,7 @@ from theano_mgpu.step import Step
 from theano_mgpu.store import ParameterStore
 from theano_mgpu.updates.arguments import Updates
 
-__all__ = ["TrainingSteps", "prediction_step", "training_steps", "update_rule"]
+__all__ = ["TrainingSteps", "loss_and_top1", "prediction_step", "training_steps", "update_rule"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def training_steps(recipe: Recipe, num_classes: int, steps_per_epoch: int, conte
     images = _images(first if first == last else None)
     labels = pt.vector("labels", dtype="int32")
     rate = pt.scalar("learning_rate", dtype="float32")
-    loss, top1 = _loss_and_top1(recipe, store, images, labels, num_classes)
+    loss, top1 = loss_and_top1(recipe, store, images, labels, num_classes)
 
     params = store.trainable()
     rule = update_rule(recipe, grad(loss, params), params, rate) | store.updates()
@@ -81,6 +81,23 @@ def prediction_step(
     if recipe.evaluate_flipped:
         logits = (logits + _network(recipe, store, images[:, :, ::-1], num_classes, train=False)) / np.float32(2)
     return _compiled(recipe, contexts, [images], logits, givens=shadows, name="predict")
+
+
+def loss_and_top1(
+    recipe: Recipe, store: ParameterStore, images: TensorVariable, labels: TensorVariable, num_classes: int
+) -> tuple[TensorVariable, TensorVariable]:
+    """Training's, means over the examples; of mixed images, top-1 asks for the first of the two labels."""
+    mixed = _mixed(recipe, store, images, labels)
+    logits = _network(recipe, store, mixed.images if mixed else images, num_classes, train=True)
+    smoothing = recipe.label_smoothing
+    if recipe.loss == "binary_cross_entropy":
+        targets = mixed.targets(num_classes, smoothing) if mixed else nn.one_hot(labels, num_classes, smoothing)
+        losses = nn.binary_cross_entropy(logits, targets)
+    elif mixed:
+        losses = nn.mixed_cross_entropy(logits, mixed, smoothing)
+    else:
+        losses = nn.softmax_cross_entropy(logits, labels, smoothing)
+    return losses.mean(), nn.top_k_accuracy(logits, labels, 1).mean()
 
 
 def update_rule(
@@ -118,23 +135,6 @@ def _network(
         recompute=recipe.recompute and train,
         blur_pool=recipe.blur_pool,
     )
-
-
-def _loss_and_top1(
-    recipe: Recipe, store: ParameterStore, images: TensorVariable, labels: TensorVariable, num_classes: int
-) -> tuple[TensorVariable, TensorVariable]:
-    """Means over the batch; of mixed images, top-1 asks for the first of the two labels."""
-    mixed = _mixed(recipe, store, images, labels)
-    logits = _network(recipe, store, mixed.images if mixed else images, num_classes, train=True)
-    smoothing = recipe.label_smoothing
-    if recipe.loss == "binary_cross_entropy":
-        targets = mixed.targets(num_classes, smoothing) if mixed else nn.one_hot(labels, num_classes, smoothing)
-        losses = nn.binary_cross_entropy(logits, targets)
-    elif mixed:
-        losses = nn.mixed_cross_entropy(logits, mixed, smoothing)
-    else:
-        losses = nn.softmax_cross_entropy(logits, labels, smoothing)
-    return losses.mean(), nn.top_k_accuracy(logits, labels, 1).mean()
 
 
 def _mixed(recipe: Recipe, store: ParameterStore, images: TensorVariable, labels: TensorVariable) -> nn.Mixed | None:

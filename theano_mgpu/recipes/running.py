@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,9 @@ __all__ = ["Outcome", "resolved", "train"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. ``stopped_by`` is as ``fit`` has it; the metrics are the last evaluation's, from 0 to 1."""
+    """How a run ended. ``stopped_by`` is as ``fit`` has it; the metrics are the last evaluation's, from 0 to 1.
+    ``bad_images`` counts those that were found broken on the way.
+    """
 
     run: str
     stopped_by: str
@@ -36,6 +38,7 @@ class Outcome:
     metrics: dict[str, float | None]
     checksum: str
     report: str
+    bad_images: int
 
     def __str__(self) -> str:
         rates = {name: value for name, value in self.metrics.items() if name.endswith(("top1", "top5"))}
@@ -45,6 +48,8 @@ class Outcome:
         ]
         if self.stopped_by == "time_limit":
             lines.append(f"the time limit was reached; theano-mgpu train --resume {self.run} goes on")
+        if self.bad_images:
+            lines.append(f"{self.bad_images} broken images were left out, each named above")
         return "\n".join([*lines, f"parameters: {self.run}/checkpoints", f"report: {self.report}"])
 
 
@@ -70,9 +75,7 @@ def train(recipe: Recipe, run: str | Path, *, resume: bool = False, say: Callabl
             _require_same_run(training, folder, must_match)
         _describe(folder.path, recipe, devices, training)
         fitted = _fitted(recipe, training, folder, resume, must_match)
-        examination = examine(training.predict, training.val, dataset.classes)
-        examination.save(folder.path / "evaluation.npz")
-        report = write_report(folder.path)
+        report = _examined(training, folder, dataset.classes)
     metrics = {name: value for name, value in fitted.metrics.items() if name.startswith(("val_", "ema_"))}
     return Outcome(
         str(folder.path),
@@ -83,6 +86,7 @@ def train(recipe: Recipe, run: str | Path, *, resume: bool = False, say: Callabl
         metrics,
         fitted.checksum,
         str(report),
+        training.train.bad_images + training.val.bad_images,
     )
 
 
@@ -120,6 +124,21 @@ def _describe(folder: Path, recipe: Recipe, devices: Contexts, training: Trainin
     machine = json.dumps(describe_machine(devices), indent=1)
     write_whole(folder / "machine.json", lambda file: file.write(machine.encode()))
     training.steps.train.draw(folder / "cut.svg")
+
+
+def _examined(training: Training, folder: RunFolder, classes: Sequence[str]) -> Path:
+    """The report, and what it shows of the network's answers. Raises OSError where the disk does not take them."""
+    try:
+        examine(training.predict, training.val, classes).save(folder.path / "evaluation.npz")
+        return write_report(folder.path)
+    except OSError as error:
+        where = f"'{error.filename}': " if error.filename else ""
+        raise OSError(
+            error.errno,
+            f"the network is trained and saved in '{folder.checkpoints}', but its report could not be written: "
+            f"{where}{error.strerror}. Make room or let it be written to; "
+            f"theano-mgpu train --resume {folder.path} makes up for it.",
+        ) from error
 
 
 def _fitted(recipe: Recipe, training: Training, folder: RunFolder, resume: bool, must_match: dict[str, Any]) -> Fitted:

@@ -161,7 +161,7 @@ class Recipe:
     keep: int = 2
     """The checkpoints to keep, besides the best."""
     on_save_error: Literal["raise", "warn"] = "raise"
-    """What to do where a checkpoint cannot be written, as on a full disk: stop, or go on."""
+    """What to do where a checkpoint or a line of metrics cannot be written, as on a full disk: stop, or go on."""
     tensorboard: bool = True
     """Write TensorBoard's files, too."""
 
@@ -215,6 +215,9 @@ _PARTS = ("val_fraction", "random_erasing", "momentum", "label_smoothing", "ema"
 
 def _problems(recipe: Recipe) -> Iterator[str]:
     """What is wrong with values of the right types."""
+    for name in ("data", "output"):
+        if getattr(recipe, name) == "":
+            yield f"'{name}' is empty; it should be a folder's path. Leave it out for what is taken by default."
     for name in (*_POSITIVE, *_NOT_NEGATIVE, *_PARTS):
         value = getattr(recipe, name)
         if value is None:

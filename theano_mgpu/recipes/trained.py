@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from theano_mgpu import weights
 from theano_mgpu.devices import Contexts
+from theano_mgpu.errors import DamagedCheckpointError
 from theano_mgpu.recipes.files import find_recipe
 from theano_mgpu.recipes.graphs import prediction_step
 from theano_mgpu.recipes.settings import Recipe
@@ -72,7 +73,10 @@ def of_weights(file: str | Path, recipe: Recipe, contexts: Contexts, classes: Se
 def _checkpoint(folder: Path, which: str) -> Checkpoint:
     best = folder / "checkpoints" / "best.safetensors"
     if which == "best" and best.is_file():
-        return read_checkpoint(best)
+        try:
+            return read_checkpoint(best)
+        except DamagedCheckpointError as error:
+            raise DamagedCheckpointError(f"{error} The newest whole one is taken with --checkpoint last.") from error
     newest = Checkpoints(folder / "checkpoints").newest()
     if newest is None:
         raise FileNotFoundError(f"'{folder}' has no checkpoint yet. Train first: theano-mgpu train --resume {folder}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -92,7 +93,7 @@ def fit(
     best: the metric, such as "val_top1", whose best is kept as a checkpoint; larger is better but for names that end in
         "loss". patience: end after so many evaluations without a better one.
     checkpoint_every: steps between checkpoints; at the end of each epoch by default. ``keep`` of them stay.
-    on_save_error: "raise" or "warn" where a checkpoint cannot be written.
+    on_save_error: "raise" or "warn" where a checkpoint or a line of metrics cannot be written.
     must_match: what a resumed run must have in common: ``{"classes": names}``.
     callbacks: functions of a line of metrics, a dict; the run ends where one returns True.
     progress: a live display where standard error is a terminal, else a plain line there for each line of metrics.
@@ -146,7 +147,7 @@ def fit(
                     line = {"step": number, "epoch": batch.epoch, "loss": None, "top1": None, **means.taken()}
                     line |= {"learning_rate": given.learning_rate} if learning_rate else {}
                     line |= watch.taken() | evaluated
-                    folder.metrics.append(line)
+                    _record(folder, line, on_save_error)
                     if True in [callback(line) for callback in callbacks]:
                         stopped_by = stopped_by or "callback"
                 live.update(number, line, limits.total_steps(state.progress))
@@ -163,8 +164,9 @@ def fit(
             raise interrupted(signals, state, folder)
         checksum = store.checksum()
         if stopped_by != "time_limit":
-            line = {**line, "final": True, "checksum": checksum, "stopped_by": stopped_by}
-            folder.metrics.append(line)
+            line = {"step": state.progress.step, "epoch": state.progress.epoch, **line}
+            line |= {"final": True, "checksum": checksum, "stopped_by": stopped_by}
+            _record(folder, line, on_save_error)
         return Fitted(state.progress, line, stopped_by, checksum)
 
 
@@ -200,6 +202,15 @@ def _evaluated(evaluations: Mapping[str, Evaluation] | None) -> dict[str, float]
         for name, evaluation in (evaluations or {}).items()
         for metric, value in evaluation().items()
     }
+
+
+def _record(folder: RunFolder, line: Mapping[str, Any], on_error: str) -> None:
+    try:
+        folder.metrics.append(line)
+    except OSError as error:
+        if on_error == "raise":
+            raise
+        warnings.warn(f"fit(): {error.strerror} Until then it goes on without.", RuntimeWarning, stacklevel=3)
 
 
 def _last(folder: RunFolder) -> dict[str, Any]:

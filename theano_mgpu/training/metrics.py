@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -41,15 +42,25 @@ class MetricsFile:
         """
         start = self.position
         content = json.dumps({key: _plain(value) for key, value in line.items()}, allow_nan=False).encode() + b"\n"
-        # The whole line in one write, past Python's buffer: a killed process leaves all of it or a piece to write over.
+        try:
+            self._write(content, start)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"a line of metrics could not be written to '{self.path}': {error.strerror}. The lines before it are "
+                "whole. Make room, or let the file be written to; the run then goes on from its last checkpoint.",
+            ) from error
+        self._position = start + len(content)
+
+    def _write(self, content: bytes, start: int) -> None:
+        """In one write, past Python's buffer: a killed process leaves the whole line or a piece to write over."""
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
         try:
             os.ftruncate(descriptor, start)
             if os.pwrite(descriptor, content, start) < len(content):
-                raise OSError(28, f"no room for a whole line in '{self.path}'")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(descriptor)
-        self._position = start + len(content)
 
     def truncate(self, position: int) -> None:
         """Cut off what is behind ``position`` bytes; a file that is shorter stays as it is, up to its last line."""
@@ -59,10 +70,20 @@ class MetricsFile:
             os.truncate(self.path, self._position)
 
     def lines(self) -> list[dict[str, Any]]:
-        """All whole lines, as dicts."""
+        """All whole lines, as dicts. Raises ValueError, naming file and line, for one that is no JSON."""
         if not self.path.exists():
             return []
-        return [json.loads(line) for line in self.path.read_bytes()[: self.position].splitlines()]
+        lines = self.path.read_bytes()[: self.position].split(b"\n")[:-1]
+        return [self._parsed(number, line) for number, line in enumerate(lines, 1)]
+
+    def _parsed(self, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            return dict(json.loads(line))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"line {number} of '{self.path}' is no line of metrics, which are JSON objects: {line[:60]!r}. Delete "
+                "the line, or the file if its curves are not needed: checkpoints do without it."
+            ) from error
 
 
 class Means:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -23,8 +24,9 @@ class RunFolder:
 
     The system lets go of the lock when its process ends, also when it is killed, so a lock is never left behind.
 
-    Entering makes the folder; inside, it may be entered again, by ``fit`` for instance. Raises RunInUseError where
-    another run is in it, naming its process, and OSError where it cannot be made or written.
+    Entering makes the folder; inside, it may be entered again, by ``fit`` for instance. What was made is taken away
+    again if nothing else was written there. Raises RunInUseError where another run is in the folder, naming its
+    process, and OSError where it cannot be made or written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -32,6 +34,7 @@ class RunFolder:
         self.metrics = MetricsFile(self.path / "metrics.jsonl")
         self.checkpoints = self.path / "checkpoints"
         self._lock: int | None = None
+        self._made: list[Path] = []
         self._entered = 0
 
     def require_new(self) -> None:
@@ -53,9 +56,11 @@ class RunFolder:
         return self
 
     def _enter(self) -> None:
+        lock = self.path / "lock"
+        self._made = [path for path in (lock, self.path, *self.path.parents) if not path.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -71,6 +76,9 @@ class RunFolder:
                 f"RunFolder(): in '{self.path}' a run is going on ({holder}). Stop it first, or give this one another "
                 "folder."
             ) from error
+        if not lock.exists() or not os.path.samestat(os.fstat(descriptor), lock.stat()):
+            os.close(descriptor)
+            raise RunInUseError(f"RunFolder(): another run was ending in '{self.path}' just now. Try once more.")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         self._lock = descriptor
@@ -81,8 +89,18 @@ class RunFolder:
         self._entered -= 1
         if self._lock is not None and not self._entered:
             os.ftruncate(self._lock, 0)
+            if self._made and os.listdir(self.path) == ["lock"]:
+                self._unmake()
             os.close(self._lock)
             self._lock = None
+
+    def _unmake(self) -> None:
+        """Away with the lock and the folders that were made for it, as far as nothing else is in them."""
+        lock, *folders = self._made
+        with contextlib.suppress(OSError):
+            lock.unlink()
+            for folder in folders:
+                folder.rmdir()
 
     def __repr__(self) -> str:
         return f"<run folder '{self.path}'>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Callable
@@ -14,7 +15,7 @@ __all__ = ["write_whole"]
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let ``write`` fill a file beside ``path``, flush it to the disk, and rename it to ``path``.
 
-    Whatever fails on the way, the old file is still there, and nothing else.
+    Whatever fails on the way, the old file is still there, and nothing else. Raises OSError that names ``path``.
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
@@ -23,8 +24,14 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        # Of a full disk the system names no file, and else the one beside ``path``, which nobody knows.
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # none was made, or the disk was taken away
+            partial.unlink()
     _flush_directory(path.parent)
 
 
