@@ -11,7 +11,7 @@ PACKAGE := .$(if $(shell command -v nvidia-smi 2>/dev/null),[cuda])
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make train    train ResNet-18 on the bundled photographs, 4 to 5 minutes on two cores"
+	@echo "make train    theano-mgpu train: ResNet-18 on the bundled photographs, minutes on two cores"
 	@echo "make test     format, lint, types and tests, those in the documentation included"
 	@echo "make install  only make the environment, .venv (PYTHON=python3.12 picks another Python)"
 	@echo "make clean    remove .venv, runs/ and what the tools left"

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import pytensor.tensor as pt
-from PIL import Image
+from PIL import Image, ImageChops
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
@@ -42,11 +42,11 @@ def pictures_of_run(run: Path, folder: Path = Path(__file__).parent) -> None:
     with tempfile.TemporaryDirectory() as place:
         page = tm.report.write_report(run, Path(place) / "report.html").read_text()
         _photograph(page, folder / "photographs.png", height=1150)  # as far down as the charts go
-        for name, height in (("classes", 800), ("mistakes", 480)):
+        for name, height in (("classes", 1000), ("mistakes", 480)):
             others = f"header, nav, footer, section:not([aria-labelledby={name}]) {{ display: none }}"
             style = f"<style>{others} section {{ margin-top: 0 }}</style>"
             _photograph(page.replace("</head>", f"{style}</head>"), folder / f"{name}.png", height)
-    _photograph(_terminal(run), folder / "terminal.png", height=130, width=800)
+    _photograph(_terminal(run), folder / "terminal.png", height=125, width=800)
 
 
 def _terminal(run: Path) -> str:
@@ -68,8 +68,12 @@ def _photograph(page: str, file: Path, height: int, width: int = 1040) -> None:
         options = ["--headless", "--no-sandbox", "--hide-scrollbars", f"--window-size={width},{height}"]
         command = ["chromium", *options, f"--screenshot={taken}", html.as_uri()]
         subprocess.run(command, check=True, timeout=120, capture_output=True)
+        image = Image.open(taken).convert("RGB")
+        ground = Image.new("RGB", image.size, image.getpixel((1, 1)))
+        _, top, _, bottom = ImageChops.difference(image, ground).getbbox()
+        image = image.crop((0, max(top - 24, 0), width, min(bottom + 24, height)))
         # Pages have few colours, and a third of the size with a palette.
-        Image.open(taken).convert("RGB").quantize(128).save(file, optimize=True)
+        image.quantize(128).save(file, optimize=True)
 
 
 if __name__ == "__main__":
