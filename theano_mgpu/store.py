@@ -20,6 +20,8 @@ from theano_mgpu.weights import LoadReport
 
 __all__ = ["Initialiser", "ParameterStore"]
 
+_LISTED = 10  # of the problems with a file; of another network there are hundreds
+
 #: How a parameter gets its first value: ``init(rng, shape)`` returning an array, a number, or an array of that shape.
 Initialiser = Callable[[np.random.Generator, tuple[int, ...]], Any] | Real | float | np.ndarray
 
@@ -406,4 +408,5 @@ def _converted(value: Any, shape: Sequence[int | None], dtype: str) -> tuple[np.
 
 def _raise_if_any(where: str, problems: Sequence[str], advice: str = "") -> None:
     if problems:
-        raise ValueError(f"{where}: nothing was changed, because {'; '.join(problems)}.{advice}")
+        more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+        raise ValueError(f"{where}: nothing was changed, because {'; '.join(problems[:_LISTED])}{more}.{advice}")

@@ -261,6 +261,22 @@ def test_a_closed_stream_is_no_fault(closed, run):
         assert json.loads(done.stdout)["steps"] == 12
 
 
+def test_weights_of_another_network_are_said_in_a_few_lines(run, tmp_path, photographs, refused, told):
+    told("export", "--run", run, "--output", tmp_path / "weights.pth")
+    network = ["--weights", tmp_path / "weights.pth", "--model", "resnet50"]
+    message = refused("evaluate", *network, "--data", photographs)
+    assert "Are the weights of 'resnet50'? Say by --model" in message
+    assert len(message) < 1500
+
+
+def test_torchvision_is_named_for_its_own_networks_alone(run, tmp_path, told):
+    assert "torchvision.models" not in told("export", "--run", run, "--output", tmp_path / "weights.pth")
+
+
+def test_a_batch_of_none_is_refused(run, refused):
+    assert "'batch_size' should be greater than 0" in refused("evaluate", "--run", run, "--batch-size", 0)
+
+
 def test_a_run_goes_on_in_its_own_folder(run, tmp_path, refused):
     message = refused("train", "--resume", run, "--output", tmp_path / "other")
     assert f"'output' is '{tmp_path / 'other'}'" in message

@@ -41,7 +41,7 @@ _REMEDIES = {
     errno.EISDIR: "A folder is there, where a file should be.",
     errno.ENOTDIR: "A file is there, where a folder should be.",
     errno.EEXIST: "Name another place, or move away what is there.",
-    errno.ENOENT: "Make its folder first, or name another place.",
+    errno.ENOENT: "Check the name; a new file needs its folder made first.",
 }
 
 
@@ -83,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         else:
-            print(f"theano-mgpu {words[0]}: {_sentence(error)}", file=sys.stderr)
+            named = " ".join(words[: 2 if words[0] == "data" else 1])
+            print(f"theano-mgpu {named}: {_sentence(error)}", file=sys.stderr)
         return 1
 
 

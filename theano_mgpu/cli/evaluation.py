@@ -39,8 +39,8 @@ def run(words: Sequence[str]) -> None:
     if options.data is None and options.source.run is None:
         raise ValueError("--weights FILE is evaluated on images of yours: give --data DIR.")
     recipe = trained.recipe.set(
-        data=options.data or trained.recipe.data,
-        batch_size=options.batch_size or trained.recipe.batch_size,
+        data=trained.recipe.data if options.data is None else options.data,
+        batch_size=trained.recipe.batch_size if options.batch_size is None else options.batch_size,
         workers=options.workers,
     )
     dataset = open_dataset(recipe)

@@ -66,7 +66,12 @@ def of_weights(file: str | Path, recipe: Recipe, contexts: Contexts, classes: Se
         raise ValueError(f"there are {len(names)} names of classes, but '{path}' has {len(bias)} classes.")
     store = ParameterStore()
     predict = prediction_step(recipe, store, len(bias), contexts)
-    store.load(path, layout=layout)
+    try:
+        store.load(path, layout=layout)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} Are the weights of '{recipe.model}'? Say by --model which network's they are."
+        ) from error
     return Trained(recipe, names, store, predict, str(path))
 
 
