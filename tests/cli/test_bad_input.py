@@ -21,6 +21,14 @@ from theano_mgpu.training import MetricsFile, read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
+#: The command in a process that hears SIGINT even where the tests run in the background, which ignores it.
+LISTENING = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from theano_mgpu.cli import command
+sys.exit(command())
+"""
+
 
 def png_cut_in_the_middle() -> bytes:
     """Header and end are those of a whole file of 24 x 24, so that a scan takes it; most of the pixels are missing."""
@@ -217,11 +225,10 @@ def test_a_signal_after_the_last_step_says_how_to_go_on(how, reached, recipe, tm
     run = tmp_path / "run"
     words = ["train", recipe, "--output", run, "--max-steps", 2]
     process = subprocess.Popen(
-        [sys.executable, "-m", "theano_mgpu", *map(str, words)],
+        [sys.executable, "-c", LISTENING, *map(str, words)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 240
     while not (run / reached).exists() or '"final"' not in (run / "metrics.jsonl").read_text():
@@ -252,6 +259,26 @@ def test_a_closed_stream_is_no_fault(closed, run):
     assert done.returncode == 0
     if closed == 2:
         assert json.loads(done.stdout)["steps"] == 12
+
+
+def test_a_run_goes_on_in_its_own_folder(run, tmp_path, refused):
+    message = refused("train", "--resume", run, "--output", tmp_path / "other")
+    assert f"'output' is '{tmp_path / 'other'}'" in message
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "difference"),
+    [
+        ("--batch-size", 4, "batch_size: 8 in the checkpoint, 4 here"),
+        ("--seed", 1, "seed: 0 in the checkpoint, 1 here"),
+        ("--optimizer", "adam", "optimizer: 'momentum' in the checkpoint, 'adam' here"),
+    ],
+)
+def test_what_makes_it_another_run_is_refused_by_name(option, value, difference, run, refused):
+    before = (run / "recipe.toml").read_bytes()
+    assert difference in refused("train", "--resume", run, "--epochs", 3, option, value)
+    assert (run / "recipe.toml").read_bytes() == before
 
 
 def test_help_shows_the_settings_of_the_recipe_that_is_named(capsys):

@@ -9,7 +9,7 @@ import pytest
 from pytensor.compile.mode import Mode
 
 from theano_mgpu.recipes import Recipe
-from theano_mgpu.recipes.graphs import loss_and_top1, prediction_step
+from theano_mgpu.recipes.graphs import loss_and_top1, prediction_step, training_steps
 from theano_mgpu.store import ParameterStore
 
 PYTHON = Mode("py", None)
@@ -78,3 +78,9 @@ def test_evaluating_flipped_images_too_gives_the_mean_of_both_logits(eight):
     one, other = plain(images), plain(np.ascontiguousarray(images[:, :, ::-1]))
     np.testing.assert_allclose(both(images), (one + other) / 2, rtol=1e-5, atol=1e-5)
     assert np.abs(one - other).max() > 0.01
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_synchronised_batch_norm_asks_the_other_devices(sync, eight):
+    recipe = Recipe(model="resnet20", image_size=8, shards=2, sync_batch_norm=sync)
+    assert training_steps(recipe, CLASSES, 1, eight[:2]).train.needs_one_round is sync

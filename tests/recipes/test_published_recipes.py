@@ -69,3 +69,54 @@ def test_cifars_learning_rate_falls_at_32000_and_48000_steps_of_64000():
         [0.1, 0.1, 0.01, 0.01, 1e-3]
     )
     assert recipe.epochs * steps == pytest.approx(64_000, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        (
+            "imagenet-resnet50",
+            {
+                "optimizer": "nesterov",
+                "weight_decay": 1e-4,
+                "weight_decay_on": "weights and biases",
+                "zero_init_residual": True,
+            },
+        ),
+        # torch.optim.SGD without nesterov; set_weight_decay(norm_weight_decay=0.0).
+        (
+            "imagenet-resnet50-600",
+            {
+                "optimizer": "momentum",
+                "weight_decay": 2e-5,
+                "weight_decay_on": "weights and biases",
+                "label_smoothing": 0.1,
+                "mixup": 0.2,
+                "cutmix": 1.0,
+                "ema_start_epoch": 5,
+            },
+        ),
+        # bn_params are those with "bn" in their names.
+        (
+            "imagenet-resnet18-16epochs",
+            {
+                "optimizer": "momentum",
+                "weight_decay": 5e-5,
+                "weight_decay_on": "weights and biases",
+                "label_smoothing": 0.1,
+                "blur_pool": True,
+                "evaluate_flipped": True,
+            },
+        ),
+        ("cifar10-resnet20", {"optimizer": "momentum", "weight_decay": 1e-4, "weight_decay_on": "everything"}),
+    ],
+)
+def test_all_else_is_as_published_and_nothing_more(name, published):
+    """What the other tests here run and compare with formulas is what the recipe asks for."""
+    nothing = {
+        **{"momentum": 0.9, "loss": "cross_entropy", "label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0},
+        **{"ema_start_epoch": 0, "blur_pool": False, "evaluate_flipped": False, "zero_init_residual": False},
+        **{"clip_norm": None, "sync_batch_norm": False, "final_learning_rate": 0.0, "decay_factor": 0.1},
+    }
+    recipe = find_recipe(name)
+    assert {key: getattr(recipe, key) for key in nothing | published} == nothing | published

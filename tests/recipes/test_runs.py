@@ -120,6 +120,51 @@ def test_averages_are_the_parameters_until_their_start_and_follow_the_formula_th
         for name in averaged:
             np.testing.assert_array_equal(arrays[f"{name}.ema"], arrays[name], err_msg=name)
     for name in averaged:
-        expected = np.float32(decay) * before[name] + np.float32(1 - decay) * after[name]
+        keep = np.float32(decay)
+        expected = keep * before[name] + (np.float32(1) - keep) * after[name]
         np.testing.assert_allclose(after[f"{name}.ema"], expected, rtol=1e-6, atol=1e-9, err_msg=name)
     assert not np.array_equal(after["conv1.weight.ema"], after["conv1.weight"])
+
+
+DIGITS = {"max_steps": 4, "contexts": "cpu:4", "shards": 4, "log_every": 1, "tensorboard": False}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """``digits(**settings)``: the checksum and the losses of four steps on scikit-learn's digits."""
+
+    def call(**settings):
+        folder = tmp_path_factory.mktemp("digits") / "run"
+        outcome = train(find_recipe("digits").set(**DIGITS | settings), folder, say=lambda line: None)
+        return outcome.checksum, [line["loss"] for line in steps_of(folder).values()]
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def plain_digits(digits):
+    return digits()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", [{"recompute": True}, {"update_on": "device"}, {"shards": "auto"}], ids=str)
+def test_how_a_run_is_computed_does_not_change_its_bits(setting, digits, plain_digits):
+    """Of "auto", which is one shard a device here, too."""
+    assert digits(**setting) == plain_digits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("setting", "near"),
+    [
+        ({"precision": "bfloat16"}, 2e-3),
+        ({"precision": "float16"}, 5e-4),
+        ({"sync_batch_norm": True}, 2e-2),
+        ({"shards": 3}, 2e-2),
+    ],
+    ids=str,
+)
+def test_what_rounds_or_normalises_otherwise_trains_nearly_alike(setting, near, digits, plain_digits):
+    checksum, losses = digits(**setting)
+    assert checksum != plain_digits[0]
+    assert losses == pytest.approx(plain_digits[1], rel=near)

@@ -41,6 +41,11 @@ def run(words: Sequence[str]) -> None:
     asked = parsed(_Options, [word for word in words if word not in ("-h", "--help")], "train")
     options = parsed(_Options, words, "train", _Options(settings=_base(asked)))
     recipe = options.settings
+    if options.resume is not None and recipe.output != str(options.resume):
+        raise ValueError(
+            f"'output' is '{recipe.output}', but a run goes on in its own folder, '{options.resume}'. Leave --output "
+            "out, or copy the folder and give --resume the copy."
+        )
     folder = recipe.output or _new_folder(Path(options.recipe or recipe.data).stem)
 
     # After the words were understood: JAX and PyTensor take seconds to import.

@@ -32,7 +32,7 @@ class Dataset:
     def description(self) -> dict[str, Mapping[str, str]]:
         """Of each split and class, how many examples there are and a digest of them: names and sizes of files."""
         return {
-            f"{split} images": _digests(source, self.classes)
+            f"{split} images (number, digest)": _digests(source, self.classes)
             for split, source in (("training", self.train), ("validation", self.val))
         }
 
@@ -93,7 +93,7 @@ def _digests(source: Any, classes: tuple[str, ...]) -> dict[str, str]:
     order = np.argsort(labels, kind="stable")
     stops = np.searchsorted(labels[order], np.arange(len(classes) + 1))
     return {
-        name: f"{stop - start} ({_digest(source, order[start:stop])})"
+        name: f"{stop - start}, {_digest(source, order[start:stop])}"
         for name, start, stop in zip(classes, stops[:-1].tolist(), stops[1:].tolist(), strict=True)
     }
 

@@ -70,7 +70,7 @@ def train(recipe: Recipe, run: str | Path, *, resume: bool = False, say: Callabl
         training = stack.enter_context(build(recipe, dataset, devices))
         for line in _introduction(recipe, dataset, devices, training):
             say(line)
-        must_match = {"classes": list(dataset.classes), "network": recipe.model} | dataset.description()
+        must_match = _must_match(recipe, dataset)
         if resume:
             _require_same_run(training, folder, must_match)
         _describe(folder.path, recipe, devices, training)
@@ -106,6 +106,12 @@ def _introduction(recipe: Recipe, dataset: Dataset, devices: Contexts, training:
         f"{recipe.epochs:g} epochs of {steps:,} steps; {scaling_sentence(recipe)}",
         f"run: {recipe.output}",
     ]
+
+
+def _must_match(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
+    """What makes it the same run: the data's cursor counts batches of this size, in an order of this seed."""
+    same = {name: getattr(recipe, name) for name in ("batch_size", "seed", "optimizer")}
+    return {"classes": list(dataset.classes), "network": recipe.model} | same | dataset.description()
 
 
 def _require_same_run(training: Training, folder: RunFolder, must_match: dict[str, Any]) -> None:

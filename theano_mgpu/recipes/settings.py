@@ -146,7 +146,7 @@ class Recipe:
     update_on: Literal["host", "device"] = "host"
     """Where gradients are averaged and parameters updated."""
     precision: str = "float32"
-    """What activations and gradients are computed in: float32, bfloat16, float16, tf32."""
+    """What activations and gradients are computed in: float32, bfloat16, float16, float64."""
 
     output: str | None = None
     """The run's folder; a new one in runs/ if not given."""
