@@ -17,6 +17,7 @@ PACKAGE = Path(tm.__file__).parent
 # is (``mirror``); ``programs`` are a step's compiled halves, ``arguments`` and ``specification`` what it is given.
 ROOMS = [
     "errors",
+    "user_cache",
     "compatibility",
     "host_memory",
     "devices",

@@ -47,6 +47,8 @@ _REMEDIES = {
 
 def command() -> int:
     """The process ``theano-mgpu``: what ``main`` gives is its exit status."""
+    # JAX has been imported with the package by now.
+    importlib.import_module("theano_mgpu.cli.compiled_programs").keep_compiled_programs()
     status = main()
     if status > 128:  # a program may still be compiled by a thread, which would crash as Python is taken apart
         sys.stdout.flush()

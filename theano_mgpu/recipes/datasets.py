@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from theano_mgpu import data
 from theano_mgpu.data import Examples
 from theano_mgpu.recipes.settings import Recipe
+from theano_mgpu.user_cache import user_cache
 
 __all__ = ["Dataset", "open_dataset"]
 
@@ -68,8 +68,7 @@ def open_dataset(recipe: Recipe) -> Dataset:
 
 def _photographs(recipe: Recipe) -> Dataset:
     size = recipe.image_sizes[1]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "theano_mgpu"
-    folder = cache / f"photographs-{size}-{recipe.seed}"
+    folder = user_cache() / f"photographs-{size}-{recipe.seed}"
     try:
         data.photographs(folder, image_size=size, train_per_class=_PHOTOGRAPHS_PER_CLASS, seed=recipe.seed)
     except OSError as error:
