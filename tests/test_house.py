@@ -167,3 +167,9 @@ def test_pytensors_jax_dispatch_has_one_door():
     for path in MODULES:
         if path.relative_to(PACKAGE).as_posix() != "lowering/dispatch.py":
             assert "pytensor.link.jax" not in path.read_text(), path
+
+
+def test_test_files_have_names_of_their_own():
+    """pytest imports them by these names alone."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -216,6 +216,7 @@ def dead_process() -> int:
         (f"process {dead_process()} on {socket.gethostname()}", "It was killed (process "),
         ("process 12 on another-machine", "It may still be going on (process 12 on another-machine)"),
     ],
+    ids=["ended", "alive", "killed", "elsewhere"],
 )
 def test_a_run_without_its_end_is_told_as_far_as_it_went(run, lock, said):
     lines = lines_of(run)[:6]
