@@ -82,7 +82,6 @@ def test_plan_says_memory_shards_and_speed(told):
     assert (found["shards"], found["shard_size"], found["fits"]) == (2, 8, True)
     assert found["device"]["total"] > 4 * 270_000
     assert found["images_per_s"] > 0
-    assert "images/s" in told(*words)
 
 
 def test_devices_are_listed(told):

@@ -47,8 +47,10 @@ _REMEDIES = {
 
 def command() -> int:
     """The process ``theano-mgpu``: what ``main`` gives is its exit status."""
-    # JAX has been imported with the package by now.
-    importlib.import_module("theano_mgpu.cli.compiled_programs").keep_compiled_programs()
+    # JAX has been imported with the package by now, but has made no device yet.
+    xla_process = importlib.import_module("theano_mgpu.cli.xla_process")
+    xla_process.compute_alike_on_any_number_of_devices()
+    xla_process.keep_compiled_programs()
     status = main()
     if status > 128:  # a program may still be compiled by a thread, which would crash as Python is taken apart
         sys.stdout.flush()
