@@ -27,6 +27,7 @@ from theano_mgpu.data.packs import PACK_INDEX, PACK_VERSION, Packed, array_recor
 from theano_mgpu.data.progress_bar import progress_bar
 from theano_mgpu.data.texts import joined_texts
 from theano_mgpu.errors import ImageError
+from theano_mgpu.weights import flush
 
 __all__ = ["pack"]
 
@@ -88,7 +89,7 @@ def pack(
         aside.mkdir(parents=True)
         broken = _write(source, aside, _Scaling(shorter_side, quality), shard_size, on_bad_image, progress, threads)
         os.replace(aside, out)
-        _flush(out.parent)
+        flush(out.parent)
     except OSError as error:
         raise type(error)(
             f"pack(): '{out}' could not be written ({error.strerror or error}). Nothing of it is left; name a folder "
@@ -154,7 +155,7 @@ class _Shards:
         writer, self.writer = self.writer, None
         with _DiskErrors():
             writer.close()
-        _flush(self._path(len(self.ends)))
+        flush(self._path(len(self.ends)))
         self.ends.append(self.written)
 
     def sizes(self) -> list[int]:
@@ -226,8 +227,8 @@ def _write(
         checksum=np.str_(checksum.hexdigest()),
         **arrays,
     )
-    _flush(index_file)
-    _flush(folder)
+    flush(index_file)
+    flush(folder)
     return broken
 
 
@@ -288,11 +289,3 @@ def _check(argument: str, value: Any, *, largest: int | None = None, optional: b
     if not is_number or value < 1 or (largest is not None and value > largest):
         expected = "an integer of at least 1" if largest is None else f"an integer from 1 to {largest}"
         raise ValueError(f"pack(): '{argument}' should be {expected}, not {value!r}.")
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,12 +18,13 @@ from theano_mgpu.weights.store_layout import (
     write_store_layout,
 )
 from theano_mgpu.weights.torch_layout import PTH, SAFETENSORS, read_torch_layout, write_torch_layout
-from theano_mgpu.weights.whole_file import write_whole
+from theano_mgpu.weights.whole_file import flush, write_whole
 
 __all__ = [
     "LoadReport",
     "checked_layout",
     "checksum",
+    "flush",
     "generator_states",
     "generators_from",
     "matching",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["write_whole"]
+__all__ = ["flush", "write_whole"]
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -32,12 +32,12 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     finally:
         with contextlib.suppress(OSError):  # none was made, or the disk was taken away
             partial.unlink()
-    _flush_directory(path.parent)
+    flush(path.parent)
 
 
-def _flush_directory(directory: Path) -> None:
-    # A rename is on the disk only when its directory is.
-    descriptor = os.open(directory, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Wait until a file, or a directory, is on the disk: a rename is there only when its directory is."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
