@@ -20,6 +20,7 @@ ROOMS = [
     "user_cache",
     "compatibility",
     "host_memory",
+    "cluster",
     "devices",
     "averages",
     "regions",
