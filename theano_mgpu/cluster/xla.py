@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Sequence
@@ -11,9 +12,13 @@ import jax
 
 from theano_mgpu.cluster.communication import Cluster
 
-__all__ = ["require_one_place_each", "start_jax"]
+__all__ = ["require_jax", "require_one_place_each", "start_jax"]
 
-_started: set[Cluster] = set()
+# Seconds for all ranks to find the first one.
+_PATIENCE = 60
+
+# Of each cluster that was started why JAX's runtime could not be, "" where it was.
+_started: dict[Cluster, str] = {}
 
 
 def start_jax(cluster: Cluster, simulated: int) -> None:
@@ -23,6 +28,9 @@ def start_jax(cluster: Cluster, simulated: int) -> None:
     if those are more. So that ranks get the bits of one process with all the devices, each has as many. NPROC is XLA's
     name for the number, and is left alone where it is set.
 
+    The ranks meet at a port of rank 0's host, or at ``JAX_COORDINATOR_ADDRESS`` ("host:port"), where that is set. Where
+    they do not, each has its own devices all the same, and ``require_jax`` says why.
+
     Raises RuntimeError where JAX was used before.
     """
     if cluster in _started:
@@ -30,14 +38,35 @@ def start_jax(cluster: Cluster, simulated: int) -> None:
     everyone = cluster.gathered((simulated, os.cpu_count() or 1, _address() if cluster.rank == 0 else None))
     threads = max(sum(devices for devices, _, _ in everyone), *(cores for _, cores, _ in everyone))
     os.environ.setdefault("NPROC", str(threads))
+    reasons = cluster.gathered(_reason_not_to_start(everyone[0][2], cluster))
+    _started[cluster] = next(filter(None, (f"rank {n}: {reason}" if reason else "" for n, reason in enumerate(reasons))), "")
+
+
+def require_jax(cluster: Cluster, step: str) -> None:
+    """Raises RuntimeError where programs cannot run on the devices of all ranks together."""
+    if reason := _started[cluster]:
+        raise RuntimeError(
+            f"{step}: update_on=\"device\" and synchronised batch norm take averages between the devices of all "
+            f"{cluster.size} ranks, for which JAX's distributed runtime could not start ({reason}). See that the ranks "
+            f"reach rank 0's host, or set JAX_COORDINATOR_ADDRESS to an address of it, host:port, where they do; "
+            f'update_on="host" works without.'
+        )
+
+
+def _reason_not_to_start(address: str, cluster: Cluster) -> str:
+    """Start; what was in the way, or nothing. Raises RuntimeError where JAX was used before."""
     try:
-        jax.distributed.initialize(everyone[0][2], cluster.size, cluster.rank)
+        jax.distributed.initialize(address, cluster.size, cluster.rank, initialization_timeout=_PATIENCE)
+    except jax.errors.JaxRuntimeError as error:
+        with contextlib.suppress(RuntimeError):
+            jax.distributed.shutdown()
+        return str(error).splitlines()[0]
     except RuntimeError as error:
         raise RuntimeError(
             f"contexts: under mpirun, JAX is started for all {cluster.size} ranks together, by the first "
             f"tm.contexts(...), which must come before any other use of JAX in the script: {error}"
         ) from error
-    _started.add(cluster)
+    return ""
 
 
 def require_one_place_each(places: Sequence[tuple[str, str, Sequence[Any]]]) -> None:
@@ -59,7 +88,9 @@ def require_one_place_each(places: Sequence[tuple[str, str, Sequence[Any]]]) -> 
 
 
 def _address() -> str:
-    """Of this host, with a port that is free now."""
+    """Of this host, with a port that is free now, unless the environment has one."""
+    if given := os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        return given
     with socket.socket() as listener:
         listener.bind(("", 0))
         port = listener.getsockname()[1]
