@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import pickle
 import socket
+import threading
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,10 +26,21 @@ class Cluster:
     """This process, ``rank`` of ``size``, on ``host``. Every method is called by all ranks, in the same order."""
 
     def __init__(self, communicator: Any) -> None:
-        self._communicator = communicator
+        self._all_ranks = communicator
         self.rank: int = communicator.Get_rank()
         self.size: int = communicator.Get_size()
         self.host = socket.gethostname()
+        self._thread_level, self._is_main_thread = _one_thread_only()
+
+    @property
+    def _communicator(self) -> Any:
+        if self._thread_level is not None and not self._is_main_thread():
+            raise RuntimeError(
+                f"a step in thread {threading.current_thread().name!r}, but MPI gives thread level "
+                f"{self._thread_level}: only the main thread may talk to other ranks. Call steps there, or take away what limits MPI "
+                f"(MPI4PY_RC_THREAD_LEVEL in the environment, or the library)."
+            )
+        return self._all_ranks
 
     def gathered(self, value: Any) -> list[Any]:
         """What each rank gives, any object that can be pickled, by rank, on all of them."""
@@ -53,7 +66,7 @@ class Cluster:
         if self.rank == 0:
             data[:] = np.frombuffer(message, np.uint8)
         self.wait([self._communicator.Ibcast(data, 0)])
-        return pickle.loads(data)
+        return pickle.loads(data.data)
 
     def all_gathered(self, array: np.ndarray) -> np.ndarray:
         """(ranks, *shape): every rank's array, of one shape and dtype on all."""
@@ -90,3 +103,20 @@ class Cluster:
 
 def _bytes_of(array: np.ndarray) -> np.ndarray:
     return array.reshape(-1).view(np.uint8)
+
+
+def _one_thread_only() -> tuple[str | None, Callable[[], bool]]:
+    """The thread level's name where MPI may be called by the thread alone that started it, and whether this is it.
+
+    Warns where the level is below ``multiple``, which mpi4py asks for.
+    """
+    from mpi4py import MPI
+
+    level = MPI.Query_thread()
+    if level == MPI.THREAD_SERIALIZED:
+        warnings.warn("MPI gives thread level serialized; no two threads may use it at once", RuntimeWarning, 4)
+    if level >= MPI.THREAD_SERIALIZED:
+        return None, MPI.Is_thread_main
+    name = "single" if level == MPI.THREAD_SINGLE else "funneled"
+    warnings.warn(f"MPI gives thread level {name}; steps run on the main thread only", RuntimeWarning, 4)
+    return name, MPI.Is_thread_main
