@@ -23,7 +23,11 @@ _NAP = 0.00005
 
 
 class Cluster:
-    """This process, ``rank`` of ``size``, on ``host``. Every method is called by all ranks, in the same order."""
+    """This process, ``rank`` of ``size``, on ``host``. Every method is called by all ranks, in the same order.
+
+    Warns where MPI's thread level is below ``multiple``. Where MPI can be called by one thread alone, the methods raise
+    RuntimeError in others.
+    """
 
     def __init__(self, communicator: Any) -> None:
         self._all_ranks = communicator
@@ -37,8 +41,8 @@ class Cluster:
         if self._thread_level is not None and not self._is_main_thread():
             raise RuntimeError(
                 f"a step in thread {threading.current_thread().name!r}, but MPI gives thread level "
-                f"{self._thread_level}: only the main thread may talk to other ranks. Call steps there, or take away what limits MPI "
-                f"(MPI4PY_RC_THREAD_LEVEL in the environment, or the library)."
+                f"{self._thread_level}: only the main thread may talk to other ranks. Call steps there, or take away "
+                f"what limits MPI (MPI4PY_RC_THREAD_LEVEL in the environment, or the library)."
             )
         return self._all_ranks
 
@@ -70,8 +74,7 @@ class Cluster:
 
     def all_gathered(self, array: np.ndarray) -> np.ndarray:
         """(ranks, *shape): every rank's array, of one shape and dtype on all."""
-        array = np.ascontiguousarray(array)
-        rows = self._all_gathered(array.reshape(-1).view(np.uint8))
+        rows = self._all_gathered(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
         return rows.reshape(-1).view(array.dtype).reshape(self.size, *array.shape)
 
     def send(self, array: np.ndarray, to: int, tag: int = 0) -> Any:
@@ -102,6 +105,8 @@ class Cluster:
 
 
 def _bytes_of(array: np.ndarray) -> np.ndarray:
+    if not array.flags.c_contiguous:  # a copy would be sent, or received into and forgotten
+        raise ValueError(f"an array of shape {array.shape} and strides {array.strides}: only contiguous memory travels")
     return array.reshape(-1).view(np.uint8)
 
 
