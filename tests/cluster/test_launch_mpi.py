@@ -21,7 +21,7 @@ sys.modules["theano_mgpu"] = package
 PROGRAM = f"""{ALONE}
 from theano_mgpu.cluster import cluster, ranks_launched
 ranks = cluster()
-print("<%s %s>" % (ranks_launched(), ranks and ranks.gathered(ranks.rank)), flush=True)
+print(f"<{{ranks_launched()}} {{ranks and ranks.gathered(ranks.rank)}}>", flush=True)
 """
 OTHERS = {"mpirun.openmpi": ["--oversubscribe"], "mpirun.mpich": []}
 
@@ -119,14 +119,14 @@ ranks = cluster()
 
 def in_a_thread():
     try:
-        print("<other thread", ranks.gathered(ranks.rank), ">", flush=True)
+        print(f"<other thread {{ranks.gathered(ranks.rank)}}>", flush=True)
     except RuntimeError as error:
-        print("<", error, ">", flush=True)
+        print(f"<{{error}}>", flush=True)
 
 thread = threading.Thread(target=in_a_thread, name="trainer")
 thread.start()
 thread.join()
-print("<main thread", ranks.gathered(ranks.rank), ">", flush=True)
+print(f"<main thread {{ranks.gathered(ranks.rank)}}>", flush=True)
 """
 
 
@@ -134,11 +134,11 @@ print("<main thread", ranks.gathered(ranks.rank), ">", flush=True)
 def test_thread_level_below_multiple_is_said_and_kept(run, mpirun, level: str) -> None:
     ended = run(mpirun, "-n", "2", sys.executable, "-c", THREADS, MPI4PY_RC_THREAD_LEVEL=level)
     assert ended.returncode == 0, ended.stdout
-    assert ended.stdout.count("<main thread [0, 1] >") == 2
+    assert ended.stdout.count("<main thread [0, 1]>") == 2
     assert ended.stdout.count("RuntimeWarning: MPI gives thread level") == (0 if level == "multiple" else 2)
     if level in ("single", "funneled"):
         assert f"RuntimeWarning: MPI gives thread level {level}; steps run on the main thread only" in ended.stdout
         assert f"a step in thread 'trainer', but MPI gives thread level {level}: only the main thread" in ended.stdout
         assert "other thread" not in ended.stdout
     else:
-        assert ended.stdout.count("<other thread [0, 1] >") == 2
+        assert ended.stdout.count("<other thread [0, 1]>") == 2
