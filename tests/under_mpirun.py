@@ -50,10 +50,13 @@ class Ranks:
     """What this rank's pytest tells the others, by a communicator of its own: the tests' messages stay theirs."""
 
     def __init__(self, config: pytest.Config) -> None:
-        assert cluster() is not None  # which MPI
+        tests = cluster()
+        assert tests is not None
         from mpi4py import MPI
 
-        self.others = Cluster(MPI.COMM_WORLD.Dup())
+        self.others = Cluster(MPI.COMM_WORLD.Dup(), MPI.Status())
+        # Who waits at the end of a test goes on to answer what the others' tests ask.
+        self.others.wait = tests.wait
         self.reporter = config.pluginmanager.getplugin("terminalreporter")
         with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
             self.stderr = os.fdopen(os.dup(2), "w")

@@ -26,7 +26,7 @@ def ranks() -> Cluster:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         pytest.skip(f"needs mpi4py and an MPI: {error}")
-    return Cluster(MPI.COMM_SELF)
+    return Cluster(MPI.COMM_SELF, MPI.Status())
 
 
 @pytest.fixture

@@ -81,10 +81,11 @@ def cluster() -> Cluster | None:
     launch = _launch()
     if launch is None or launch.size == 1:
         return None
-    communicator = _mpi(launch).COMM_WORLD
+    mpi = _mpi(launch)
+    communicator = mpi.COMM_WORLD
     if communicator.Get_size() != launch.size:
         raise RuntimeError(_mismatch(launch, communicator.Get_size()))
-    return Cluster(communicator.Dup())
+    return Cluster(communicator.Dup(), mpi.Status())
 
 
 def _mpi(launch: _Launch) -> Any:
