@@ -11,7 +11,7 @@ import pytest
 from under_mpirun import pytest_configure, pytest_ignore_collect  # noqa: F401
 
 import theano_mgpu as tm
-from theano_mgpu.cluster import cluster, ranks_launched
+from theano_mgpu.cluster import Cluster, cluster, ranks_launched
 
 # A busy machine is no reason to fail, and all ranks run the same examples.
 hypothesis.settings.register_profile("tests", deadline=None)
@@ -34,8 +34,20 @@ def eight() -> tm.Contexts:
 
 @pytest.fixture(scope="session")
 def everyone() -> tm.Contexts:
-    """Four devices: of this process, or of two or four ranks under mpirun. For tests that are marked ``ranks``."""
+    """Four devices over all ranks: 1 x 4, or 2 x 2 and 4 x 1 under mpirun. For tests that are marked ``ranks``."""
     return DEVICES[:4]
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Cluster:
+    """This process and the others that mpirun started; without mpirun it is the only one."""
+    if (started := cluster()) is not None:
+        return started
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"needs mpi4py and an MPI: {error}")
+    return Cluster(MPI.COMM_SELF, MPI.Status())
 
 
 @pytest.fixture

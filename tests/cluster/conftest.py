@@ -1,4 +1,4 @@
-"""This process among the other ranks, and programs under mpirun."""
+"""Programs under mpirun, started from a process that is no rank."""
 
 from __future__ import annotations
 
@@ -11,22 +11,8 @@ from pathlib import Path
 import pytest
 from under_mpirun import without_launcher
 
-from theano_mgpu.cluster import Cluster, cluster
-
 ROOT = Path(__file__).parents[2]
 DEADLINE = 120
-
-
-@pytest.fixture(scope="session")
-def ranks() -> Cluster:
-    """This process and the others that mpirun started; without mpirun it is the only one."""
-    if (started := cluster()) is not None:
-        return started
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"needs mpi4py and an MPI: {error}")
-    return Cluster(MPI.COMM_SELF, MPI.Status())
 
 
 @pytest.fixture
