@@ -29,9 +29,7 @@ class Dealing:
     With ``joint``, shards need each other's averages on the devices, and run all at once.
     """
 
-    def __init__(
-        self, step: str, cut: Cut, contexts: Contexts, *, split_over: str, joint: bool, of_all: bool
-    ) -> None:
+    def __init__(self, step: str, cut: Cut, contexts: Contexts, *, split_over: str, joint: bool, of_all: bool) -> None:
         self._step = step
         self._cut = cut
         self._contexts = contexts
@@ -81,6 +79,19 @@ class Dealing:
         first = sum(self._contexts.counts[: self._contexts.rank])
         return [turn.of(slice(first, first + len(self._contexts))) for turn in turns]
 
+    def whole(self, batch: BoundBatch, shards: int) -> tuple[BoundBatch, slice]:
+        """The batch of all ranks, where each has its part, and where in it this rank's examples are.
+
+        Raises ValueError for parts other than those of ``split.parts_of_batch``.
+        """
+        cluster = self._contexts.cluster
+        if cluster is None or not self.by_ranks or not self._cut.split:
+            return batch, slice(None)
+        lengths = tuple(cluster.gathered(len(batch[self._cut.split[0]])))
+        own = self._place_in_whole(lengths, shards, "this is compared with one device, which cuts the batch itself")
+        whole = {v: np.concatenate(cluster.gathered(batch[v])) for v in self._cut.split}
+        return BoundBatch(batch | whole), own
+
     def with_a_row(self, values: Mapping[Variable, np.ndarray]) -> dict[Variable, np.ndarray]:
         """Of a rank without data, which computes with weight 0 what the others compute: one example of zeros."""
         return {v: np.zeros((1, *a.shape[1:]), a.dtype) if v in self._cut.split else a for v, a in values.items()}
@@ -94,16 +105,25 @@ class Dealing:
                 f"must run at once, in one round, but {shards} shards take more on {devices} devices. Use "
                 f"at most as many shards as devices; for a larger batch more devices, or tm.recompute(...)."
             )
-        parts = split.parts_of_batch(examples, shards, self._contexts.counts)
+        own = self._place_in_whole(
+            lengths, shards, 'the devices of all ranks compute together (update_on="device" or synchronised batch norm)'
+        )
+        return split.rounds_of_all(examples, shards, devices, joint=self._joint, start=own.start or 0)
+
+    def _place_in_whole(self, lengths: tuple[int, ...] | None, shards: int, why: str) -> slice:
+        """Of this rank's examples in the whole batch. Raises ValueError where ranks gave it cut in another way."""
+        if lengths is None:
+            return slice(None)
+        parts = split.parts_of_batch(sum(lengths), shards, self._contexts.counts)
         expected = tuple(part.examples for part in parts)
-        if lengths is not None and lengths != expected:
+        if lengths != expected:
             raise ValueError(
-                f"{self._step}(): the ranks gave {_listed(lengths)} examples, but the devices of all ranks compute "
-                f"together (update_on=\"device\" or synchronised batch norm), and for {examples} examples in {shards} "
-                f"shards the ranks should give {_listed(expected)}: each batch[step.part(len(batch))] of the same batch."
+                f"{self._step}(): the ranks gave {_listed(lengths)} examples, but {why}, and of {sum(lengths)} "
+                f"examples in {shards} shards they should give {_listed(expected)}: each rank "
+                f"batch[step.part(len(batch))] of the same batch."
             )
-        start = parts[self._contexts.rank].start if lengths else 0
-        return split.rounds_of_all(examples, shards, devices, joint=self._joint, start=start)
+        own = parts[self._contexts.rank]
+        return slice(own.start, own.stop)
 
 
 def _listed(lengths: Sequence[int]) -> str:

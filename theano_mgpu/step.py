@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -129,8 +129,9 @@ class Step:
         self.skipped = 0  # steps left out, under nonfinite="skip" or for the loss scale
         self._calls = 0
         self._laps = Laps()
+        self._rank_seconds: list[float] = []
         self._making = threading.Lock()
-        self._shard_count = ShardCount(name, shards, sum(contexts.counts))
+        self._shard_count = ShardCount(name, shards, sum(contexts.counts), self._largest_of_ranks)
         self._form = form
         self._slices = slices
         self._signature = Signature(name, tuple(arguments), cut.split)
@@ -147,7 +148,6 @@ class Step:
         self._mesh_contexts = contexts.everywhere if of_all else contexts
         self._dealing = Dealing(name, cut, contexts, split_over=split_over, joint=self.needs_one_round, of_all=of_all)
         self._make_programs()
-        self._limits = contexts.cluster.gathered(self._preparation.limit()) if contexts.cluster else []
 
     def _make_programs(self) -> None:
         """For the shapes that shared variables have now. New mirrors too: old ones hold vectors of other shapes."""
@@ -235,10 +235,31 @@ class Step:
         """
         return self._laps.seconds
 
+    @property
+    def rank_seconds(self) -> list[float]:
+        """Of each rank, how long its own part of the last call took: until it had its sums, and waited for others'."""
+        return list(self._rank_seconds)
+
     def attempt(self, *args: Any, **kwargs: Any) -> Attempt:
         """All of a step but its commit."""
         self._laps.begin()
         return self._attempt(self._bound(args, kwargs))
+
+    def attempt_alone(self, *args: Any, **kwargs: Any) -> Attempt:
+        """The same by this process's first device alone, of all ranks' batch, with this rank's rows of outputs.
+
+        Raises ValueError where ranks gave parts that are not cut as one device cuts the batch.
+        """
+        whole, own = self._dealing.whole(self._values(args, kwargs), self.shards)
+        alone = self.over(self.contexts.local[:1])
+        alone._laps.begin()
+        attempt = alone._attempt(whole)
+        outputs = zip(attempt.outputs, self.cut.outputs, strict=True)
+        return Attempt(attempt.new_values, [value[own] if output.per_example else value for value, output in outputs])
+
+    def place_of(self, value: NewValue) -> slice | None:
+        """Where of an attempt's new value this process has a piece; None where it has the whole."""
+        return self._shares.place(value)
 
     def over(self, contexts: Contexts) -> Step:
         """The same step, in as many shards, over other contexts."""
@@ -285,7 +306,8 @@ class Step:
         benchmarks/put.py, batches of 16 and 32 on two), and the copy is one more. Rows by numbers that a step may
         change (slices in givens) are not known ahead.
         """
-        return self.contexts.platform != "cpu" and not self._slices.rows
+        is_asked = self._shard_count.is_found and self.contexts.cluster is not None  # the other ranks, by one thread
+        return self.contexts.platform != "cpu" and not self._slices.rows and not is_asked
 
     @property
     def needs_one_round(self) -> bool:
@@ -323,8 +345,9 @@ class Step:
                 require_passed(
                     self.name, [(r.checks, r.flags) for t, r in zip(of_rank, reports, strict=True) if t.live]
                 )
-                told.own = self._shares.wanted_whole()
-            wanted_whole = [any(of_slot) for of_slot in zip(*told.everyone, strict=True)]
+                told.own = self._shares.wanted_whole(), self._laps.total
+            self._rank_seconds = [seconds for _, seconds in told.everyone]
+            wanted_whole = [any(of_slot) for of_slot in zip(*(wanted for wanted, _ in told.everyone), strict=True)]
             rows = self._shares.rows(own)
             self._laps.end("gather")
             with self._together("while it updated") as told:
@@ -390,7 +413,12 @@ class Step:
             return preparation.device_memory(self._dealing.turns(examples, shards), shapes)
 
         count = self._shard_count.foreseen if ahead else self._shard_count.of
-        return count(examples, need, partial(min, self._limits) if self._limits else preparation.limit)
+        return count(examples, need, preparation.limit)
+
+    def _largest_of_ranks(self, find: Callable[[], int]) -> int:
+        with self._together("while it looked for a number of shards for") as told:
+            told.own = find()
+        return max(told.everyone)
 
     def _run(
         self, turns: Sequence[Round], batch: Mapping[Variable, np.ndarray], shared: list[Any]

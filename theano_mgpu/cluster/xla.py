@@ -6,13 +6,14 @@ import contextlib
 import os
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from theano_mgpu.cluster.communication import Cluster
 
-__all__ = ["require_jax", "require_one_place_each", "start_jax"]
+__all__ = ["gpus_of", "require_jax", "require_one_place_each", "start_jax"]
 
 # Seconds for all ranks to find the first one.
 _PATIENCE = 60
@@ -21,8 +22,10 @@ _PATIENCE = 60
 _started: dict[Cluster, str] = {}
 
 
-def start_jax(cluster: Cluster, simulated: int) -> None:
+def start_jax(cluster: Cluster, simulated: int, *, shares_gpus: bool) -> None:
     """Before JAX makes its first device; ``simulated`` are those that this rank is about to ask for. Once.
+
+    With ``shares_gpus`` the ranks of a host share out its GPUs, where it has some.
 
     XLA cuts a CPU's sums by the threads of its pool, of which it makes as many as there are cores, or simulated devices
     if those are more. So that ranks get the bits of one process with all the devices, each has as many. NPROC is XLA's
@@ -31,32 +34,35 @@ def start_jax(cluster: Cluster, simulated: int) -> None:
     The ranks meet at a port of rank 0's host, or at ``JAX_COORDINATOR_ADDRESS`` ("host:port"), where that is set. Where
     they do not, each has its own devices all the same, and ``require_jax`` says why.
 
-    Raises RuntimeError where JAX was used before.
+    Raises RuntimeError where JAX was used before, and ValueError where a host has more ranks than GPUs.
     """
     if cluster in _started:
         return
-    everyone = cluster.gathered((simulated, os.cpu_count() or 1, _address() if cluster.rank == 0 else None))
-    threads = max(sum(devices for devices, _, _ in everyone), *(cores for _, cores, _ in everyone))
+    own = simulated, os.cpu_count() or 1, cluster.host, _address() if cluster.rank == 0 else None
+    everyone = cluster.gathered(own)
+    threads = max(sum(devices for devices, *_ in everyone), *(cores for _, cores, *_ in everyone))
+    neighbours = [rank for rank, (_, _, host, _) in enumerate(everyone) if host == cluster.host]
+    gpus = gpus_of(neighbours.index(cluster.rank), len(neighbours), _gpus(), cluster.host) if shares_gpus else None
     os.environ.setdefault("NPROC", str(threads))
-    reasons = cluster.gathered(_reason_not_to_start(everyone[0][2], cluster))
-    _started[cluster] = next(filter(None, (f"rank {n}: {reason}" if reason else "" for n, reason in enumerate(reasons))), "")
+    reasons = cluster.gathered(_reason_not_to_start(everyone[0][3], cluster, gpus))
+    _started[cluster] = next((f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason), "")
 
 
 def require_jax(cluster: Cluster, step: str) -> None:
     """Raises RuntimeError where programs cannot run on the devices of all ranks together."""
     if reason := _started[cluster]:
         raise RuntimeError(
-            f"{step}: update_on=\"device\" and synchronised batch norm take averages between the devices of all "
+            f'{step}: update_on="device" and synchronised batch norm take averages between the devices of all '
             f"{cluster.size} ranks, for which JAX's distributed runtime could not start ({reason}). See that the ranks "
             f"reach rank 0's host, or set JAX_COORDINATOR_ADDRESS to an address of it, host:port, where they do; "
             f'update_on="host" works without.'
         )
 
 
-def _reason_not_to_start(address: str, cluster: Cluster) -> str:
+def _reason_not_to_start(address: str, cluster: Cluster, gpus: list[int] | None) -> str:
     """Start; what was in the way, or nothing. Raises RuntimeError where JAX was used before."""
     try:
-        jax.distributed.initialize(address, cluster.size, cluster.rank, initialization_timeout=_PATIENCE)
+        jax.distributed.initialize(address, cluster.size, cluster.rank, gpus, initialization_timeout=_PATIENCE)
     except jax.errors.JaxRuntimeError as error:
         with contextlib.suppress(RuntimeError):
             jax.distributed.shutdown()
@@ -85,6 +91,26 @@ def require_one_place_each(places: Sequence[tuple[str, str, Sequence[Any]]]) -> 
                     f"contexts: rank {first} and rank {number} on {host} would both use its GPU {place}. Start as many "
                     'ranks a node as it has GPUs and ask for "cuda", of which each takes its share, or one rank a node.'
                 )
+
+
+def gpus_of(position: int, ranks: int, gpus: int, host: str) -> list[int] | None:
+    """Which of a host's GPUs are for one of its ranks; None where it is the only one, or there are none."""
+    if ranks == 1 or gpus == 0:
+        return None
+    if ranks > gpus:
+        raise ValueError(
+            f"contexts: mpirun started {ranks} ranks on {host}, which has {gpus} GPUs; each rank needs at least one. "
+            f'Start at most {gpus} there, or ask for simulated devices: tm.contexts("cpu:1").'
+        )
+    return list(range(position * gpus // ranks, (position + 1) * gpus // ranks))
+
+
+def _gpus() -> int:
+    """How many this process may see, found without JAX, which takes all that it sees."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip()])
+    return len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()])
 
 
 def _address() -> str:
