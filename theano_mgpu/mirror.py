@@ -185,7 +185,8 @@ def _placed(value: np.ndarray, placement: Sharding) -> jax.Array:
 def fetched(arrays: Sequence[jax.Array]) -> list[np.ndarray]:
     """Devices' arrays as read-only numpy arrays: their own memory on a CPU, copies elsewhere.
 
-    Of an array that is cut over the devices of several ranks the rows of this rank's. What ``jax.device_get`` does, without the 50 us that it takes for a first array.
+    Of an array that is cut over the devices of several ranks the rows of this rank's. What ``jax.device_get`` does,
+    without the 50 us that it takes for a first array.
     """
     if not arrays:
         return []

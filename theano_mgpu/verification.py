@@ -84,9 +84,8 @@ def _compare_ranks(step: Step) -> None:
             differ = " and ".join(str(rank) for rank, own in ranks if own != usual)
             usual_rank = next(str(rank) for rank, own in ranks if own == usual)
             raise DivergenceError(
-                f"verify(): {_name(variable)} is on {differ} not what it is on {usual_rank}. Ranks hold the same values "
-                f"while each changes them as the others do: by steps of all ranks, and set_value(...) of one value on "
-                f"all."
+                f"verify(): {_name(variable)} is on {differ} not what it is on {usual_rank}. Ranks hold the same while "
+                f"each changes its values as the others do: by steps of all ranks, and set_value(...) of one value."
             )
 
 
@@ -120,8 +119,8 @@ def _require_promised(step: Step) -> None:
         )
     if len(set(counts)) > 1:
         raise ValueError(
-            f"verify(): the ranks have {' and '.join(map(str, counts))} devices; bits are promised for ranks of equally "
-            f"many, and others give the same result to rounding."
+            f"verify(): the ranks have {' and '.join(map(str, counts))} devices; bits are promised for equal "
+            f"numbers, and others give the same result to rounding."
         )
     for what, count in (("devices", sum(counts)), ("shards", step.shards)):
         if count & (count - 1):

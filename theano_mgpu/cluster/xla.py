@@ -38,13 +38,14 @@ def start_jax(cluster: Cluster, simulated: int, *, shares_gpus: bool) -> None:
     """
     if cluster in _started:
         return
-    own = simulated, os.cpu_count() or 1, cluster.host, _address() if cluster.rank == 0 else None
+    own = simulated, os.cpu_count() or 1, cluster.host, _address() if cluster.rank == 0 else ("", "")
     everyone = cluster.gathered(own)
     threads = max(sum(devices for devices, *_ in everyone), *(cores for _, cores, *_ in everyone))
     neighbours = [rank for rank, (_, _, host, _) in enumerate(everyone) if host == cluster.host]
     gpus = gpus_of(neighbours.index(cluster.rank), len(neighbours), _gpus(), cluster.host) if shares_gpus else None
     os.environ.setdefault("NPROC", str(threads))
-    reasons = cluster.gathered(_reason_not_to_start(everyone[0][3], cluster, gpus))
+    address, reason = everyone[0][3]
+    reasons = cluster.gathered(reason or _reason_not_to_start(address, cluster, gpus))
     _started[cluster] = next((f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason), "")
 
 
@@ -113,14 +114,19 @@ def _gpus() -> int:
     return len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()])
 
 
-def _address() -> str:
-    """Of this host, with a port that is free now, unless the environment has one."""
-    if given := os.environ.get("JAX_COORDINATOR_ADDRESS"):
-        return given
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        port = listener.getsockname()[1]
-    return f"{_host_address()}:{port}"
+def _address() -> tuple[str, str]:
+    """Of this host, with a port that is free now, unless the environment has one; and what was in the way, or nothing.
+
+    A port in use ends JAX's process.
+    """
+    host, _, port = os.environ.get("JAX_COORDINATOR_ADDRESS", "").rpartition(":")
+    try:
+        with socket.socket() as listener:
+            listener.bind(("", int(port or 0)))
+            port = listener.getsockname()[1]
+    except (OSError, ValueError) as error:
+        return "", f"no port {port} to meet at: {error}"
+    return f"{host or _host_address()}:{port}", ""
 
 
 def _host_address() -> str:
