@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from theano_mgpu.split import in_order, joint_round, place, placement, rounds, whole_batch_round
+from theano_mgpu.split import in_order, joint_round, parts_of_batch, place, placement, rounds, whole_batch_round
 
 sizes = {"examples": st.integers(1, 300), "shards": st.integers(1, 40), "devices": st.integers(1, 9)}
 
@@ -117,11 +117,16 @@ def test_no_inputs_place_nothing(eight):
 
 @given(examples=st.integers(1, 100), shards=st.integers(1, 8), idle=st.integers(0, 3))
 def test_a_joint_round_has_all_examples_in_order_at_a_time(examples, shards, idle):
-    """Shards that need each other's averages: of one size, and beside them what they do not divide, one by one."""
+    """Shards that need each other's averages: of one size, and beside them the last example of each larger one."""
     devices = shards + idle
     turn = joint_round(examples, shards, devices)
-    taken = [i for part in turn.parts for d in part.live for i in range(part.starts[d], part.starts[d] + part.size)]
-    assert taken == list(range(examples))
+    taken = [
+        [i for part in turn.parts if d in part.live for i in range(part.starts[d], part.starts[d] + part.size)]
+        for d in range(devices)
+    ]
+    assert [i for of_device in taken for i in of_device] == list(range(examples))
+    of_ranks = parts_of_batch(examples, shards, (1,) * devices)
+    assert [len(of_device) for of_device in taken] == [part.examples for part in of_ranks]
     numbers = [part.shards[d] for part in turn.parts for d in part.live]
     assert numbers == list(range(len(numbers)))
     assert sum(sum(part.weights) for part in turn.parts) == pytest.approx(1, rel=1e-12)

@@ -6,7 +6,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -284,7 +284,8 @@ class Step:
         if self._dealing.by_ranks:  # of one length, until the call knows better
             batch.lengths = (len(batch[self.cut.split[0]]),) * len(self.contexts.ranks)
         self._follow_shapes()
-        with jax.enable_x64(True):
+        # Where other ranks have other lengths, the call will know.
+        with jax.enable_x64(True), suppress(ValueError) if self._dealing.by_ranks else nullcontext():
             batch.placed = {
                 (turn.size, turn.starts): self._placed(turn, batch) for turn in self._split(batch, ahead=True)
             }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 from collections.abc import Sequence
@@ -15,8 +14,8 @@ from theano_mgpu.cluster.communication import Cluster
 
 __all__ = ["gpus_of", "require_jax", "require_one_place_each", "start_jax"]
 
-# Seconds for all ranks to find the first one.
-_PATIENCE = 60
+# Seconds for a rank to reach the first one.
+_PATIENCE = 10
 
 # Of each cluster that was started why JAX's runtime could not be, "" where it was.
 _started: dict[Cluster, str] = {}
@@ -38,15 +37,29 @@ def start_jax(cluster: Cluster, simulated: int, *, shares_gpus: bool) -> None:
     """
     if cluster in _started:
         return
-    own = simulated, os.cpu_count() or 1, cluster.host, _address() if cluster.rank == 0 else ("", "")
+    # JAX ends its process where its port is taken, and where a rank does not reach it: so that is tried before.
+    listener = _listener() if cluster.rank == 0 else ""
+    address = listener if isinstance(listener, str) else f"{_host()}:{listener.getsockname()[1]}"
+    own = simulated, os.cpu_count() or 1, cluster.host, address
     everyone = cluster.gathered(own)
     threads = max(sum(devices for devices, *_ in everyone), *(cores for _, cores, *_ in everyone))
     neighbours = [rank for rank, (_, _, host, _) in enumerate(everyone) if host == cluster.host]
     gpus = gpus_of(neighbours.index(cluster.rank), len(neighbours), _gpus(), cluster.host) if shares_gpus else None
     os.environ.setdefault("NPROC", str(threads))
-    address, reason = everyone[0][3]
-    reasons = cluster.gathered(reason or _reason_not_to_start(address, cluster, gpus))
-    _started[cluster] = next((f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason), "")
+    address = everyone[0][3]
+    reasons = cluster.gathered(_reason_not_to_meet(address))
+    if not isinstance(listener, str):
+        listener.close()
+    reason = next((f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason), "")
+    try:
+        if not reason:
+            jax.distributed.initialize(address, cluster.size, cluster.rank, gpus)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"contexts: under mpirun, JAX is started for all {cluster.size} ranks together, by the first "
+            f"tm.contexts(...), which must come before any other use of JAX in the script: {error}"
+        ) from error
+    _started[cluster] = reason
 
 
 def require_jax(cluster: Cluster, step: str) -> None:
@@ -58,22 +71,6 @@ def require_jax(cluster: Cluster, step: str) -> None:
             f"reach rank 0's host, or set JAX_COORDINATOR_ADDRESS to an address of it, host:port, where they do; "
             f'update_on="host" works without.'
         )
-
-
-def _reason_not_to_start(address: str, cluster: Cluster, gpus: list[int] | None) -> str:
-    """Start; what was in the way, or nothing. Raises RuntimeError where JAX was used before."""
-    try:
-        jax.distributed.initialize(address, cluster.size, cluster.rank, gpus, initialization_timeout=_PATIENCE)
-    except jax.errors.JaxRuntimeError as error:
-        with contextlib.suppress(RuntimeError):
-            jax.distributed.shutdown()
-        return str(error).splitlines()[0]
-    except RuntimeError as error:
-        raise RuntimeError(
-            f"contexts: under mpirun, JAX is started for all {cluster.size} ranks together, by the first "
-            f"tm.contexts(...), which must come before any other use of JAX in the script: {error}"
-        ) from error
-    return ""
 
 
 def require_one_place_each(places: Sequence[tuple[str, str, Sequence[Any]]]) -> None:
@@ -114,23 +111,41 @@ def _gpus() -> int:
     return len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()])
 
 
-def _address() -> tuple[str, str]:
-    """Of this host, with a port that is free now, unless the environment has one; and what was in the way, or nothing.
-
-    A port in use ends JAX's process.
-    """
-    host, _, port = os.environ.get("JAX_COORDINATOR_ADDRESS", "").rpartition(":")
+def _listener() -> socket.socket | str:
+    """At the port to meet at, one that is free unless the environment names one; what was in the way, where it was."""
+    port = _given()[1] or "0"
+    listener = socket.socket()
     try:
-        with socket.socket() as listener:
-            listener.bind(("", int(port or 0)))
-            port = listener.getsockname()[1]
-    except (OSError, ValueError) as error:
-        return "", f"no port {port} to meet at: {error}"
-    return f"{host or _host_address()}:{port}", ""
+        listener.bind(("", int(port)))
+        listener.listen()
+    except (OSError, ValueError, OverflowError) as error:
+        listener.close()
+        return f"no port {port}: {error}"
+    return listener
 
 
-def _host_address() -> str:
+def _reason_not_to_meet(address: str) -> str:
+    """Nothing where the port answers. Of rank 0 without one it is the reason in the address's place."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return address
+    try:
+        socket.create_connection((host, int(port)), _PATIENCE).close()
+    except OSError as error:
+        return f"{address} does not answer: {error}"
+    return ""
+
+
+def _given() -> tuple[str, str]:
+    """Host and port, where the environment names them, as JAX reads it."""
+    host, _, port = os.environ.get("JAX_COORDINATOR_ADDRESS", "").rpartition(":")
+    return host, port
+
+
+def _host() -> str:
     """The host's name where others can look it up, as on a cluster; a laptop's own may lead nowhere."""
+    if host := _given()[0]:
+        return host
     try:
         return socket.gethostbyname(socket.gethostname())
     except OSError:
