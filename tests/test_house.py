@@ -42,6 +42,7 @@ ROOMS = [
     "programs",
     "launch",
     "plan",
+    "scaling",
     "preparation",
     "laps",
     "shards",
