@@ -2,7 +2,7 @@
 
 from theano_mgpu.scaling.charts import draw_scaling
 from theano_mgpu.scaling.model import Exchange, Machines, Point, Work, curve, device_update, host_update, step_seconds
-from theano_mgpu.scaling.units import bandwidth, in_bits, in_seconds, seconds
+from theano_mgpu.scaling.units import bandwidth, in_bits, in_bytes, in_seconds, seconds
 
 __all__ = [
     "Exchange",
@@ -15,6 +15,7 @@ __all__ = [
     "draw_scaling",
     "host_update",
     "in_bits",
+    "in_bytes",
     "in_seconds",
     "seconds",
     "step_seconds",

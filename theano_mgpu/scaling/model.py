@@ -1,11 +1,11 @@
 """The seconds of a step over many nodes, by equations that can be checked by hand; docs/scaling.md derives them.
 
 A message of n bytes takes alpha + n / beta seconds: Hockney, "The communication challenge for MPP: Intel Paragon and
-Meiko CS-2", Parallel Computing 20(3), 1994. That alpha is the wire's latency, which messages under way share, and what
-each message takes of a processor, which they do not: Alexandrov, Ionescu, Schauser, Scheiman, "LogGP: Incorporating Long
-Messages into the LogP Model", SPAA 1995. What is done with the numbers, gamma seconds a byte, counts what memory reads
-and writes for it. The collectives and their costs: Thakur, Rabenseifner, Gropp, "Optimization of Collective
-Communication Operations in MPICH", Int. J. High Performance Computing Applications 19(1), 2005.
+Meiko CS-2", Parallel Computing 20(3), 1994. Here alpha is in two parts, as in LogGP: the wire's latency, which messages
+under way share, and what each takes of a processor, which they do not: Alexandrov, Ionescu, Schauser, Scheiman, "LogGP:
+Incorporating Long Messages into the LogP Model", SPAA 1995. What is done with the numbers, gamma seconds a byte, counts
+what memory reads and writes for it. The collectives and their costs: Thakur, Rabenseifner, Gropp, "Optimization of
+Collective Communication Operations in MPICH", Int. J. High Performance Computing Applications 19(1), 2005.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Exchange:
     """Seconds between the last gradient and the next step, by what is busy.
 
     ``bus``: gradients to the host and parameters back. ``link``: between nodes. ``inside``: between ranks or devices of
-    a node. ``memory``: sums and the update rule. ``messages``: processors, for messages. ``latency``: waiting. ``total``
-    is less than their sum where buckets overlap.
+    a node. ``memory``: sums and the update rule. ``messages``: processors, for messages. ``latency``: waiting.
+    ``total`` is less than their sum where ``buckets`` overlap.
     """
 
     bus: float = 0.0
@@ -112,9 +112,10 @@ def host_update(
     messages := 2 K (R - 1) message                              K buckets of at most ``bucket`` bytes
     latency  := (2 + 3 ceil(log2 R)) (latency + message)         both ways, and three small all-gathers of what happened
 
-    N is ``nodes``, D is ``devices_per_node``, r is ``ranks_per_node``, d are devices of a rank. A rank sends 2 (R - 1)/R P bytes in all: Thakur et
-    al. 2005, section 4 (pairwise exchange for the reduce-scatter, and the all-gather); messages are not blocking, so
-    the latency is waited for once. With ``overlap``, one bucket travels while another is summed.
+    N is ``nodes``, D is ``devices_per_node``, r is ``ranks_per_node``, d are devices of a rank. A rank sends
+    2 (R - 1)/R P bytes in all: Thakur et al. 2005, section 4 (pairwise exchange for the reduce-scatter, and the
+    all-gather). Messages are not blocking, so the latency is waited for once. With ``overlap``, one bucket travels while
+    another is summed.
     """
     ranks = nodes * ranks_per_node
     own = devices_per_node / ranks_per_node
