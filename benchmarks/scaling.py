@@ -305,7 +305,7 @@ if __name__ == "__main__":
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--networks", nargs="*", default=["500Mbit,0us", "200Mbit,2ms"], help="bandwidth,latency")
     parser.add_argument("--parameters", type=int, default=11_689_512, help="of ResNet-18, if not given")
-    parser.add_argument("--products", type=int, default=30, help="of matrices, a step's compute")
+    parser.add_argument("--products", type=int, default=10, help="of matrices, a step's compute")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--smoke", action="store_true", help="small and quick: does it run at all?")

@@ -114,8 +114,8 @@ def host_update(
 
     N is ``nodes``, D is ``devices_per_node``, r is ``ranks_per_node``, d are devices of a rank. A rank sends
     2 (R - 1)/R P bytes in all: Thakur et al. 2005, section 4 (pairwise exchange for the reduce-scatter, and the
-    all-gather). Messages are not blocking, so the latency is waited for once. With ``overlap``, one bucket travels while
-    another is summed.
+    all-gather). Messages are not blocking, so the latency is waited for once. With ``overlap``, one bucket travels
+    while another is summed.
     """
     ranks = nodes * ranks_per_node
     own = devices_per_node / ranks_per_node
