@@ -31,9 +31,9 @@ def why_not() -> str | None:
     """What is missing for networks of one's own, or None."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "network namespaces need Linux and root"
-    missing = [name for name in ("ip", "tc") if shutil.which(name) is None]
+    missing = [name for name in ("ip", "tc", "unshare") if shutil.which(name) is None]
     if missing:
-        return f"there is no command {' or '.join(missing)} (iproute2)"
+        return f"there is no command {' or '.join(missing)} (of iproute2 and util-linux)"
     return None if os.path.exists("/dev/net/tun") else "there is no /dev/net/tun"
 
 
@@ -70,7 +70,22 @@ def limited_network(hosts: int, bandwidth: float, latency: float) -> Iterator[li
             os._exit(0)
         stack.callback(os.waitpid, relay, 0)
         stack.callback(os.kill, relay, signal.SIGKILL)
-        yield [["ip", "netns", "exec", name] for name in names]
+        # Each host is called by its address, so that others find it under its name.
+        yield [
+            [
+                "ip",
+                "netns",
+                "exec",
+                name,
+                "unshare",
+                "--uts",
+                "sh",
+                "-c",
+                f'hostname {_address(host)} && exec "$@"',
+                "sh",
+            ]
+            for host, name in enumerate(names)
+        ]
 
 
 def _address(host: int) -> str:

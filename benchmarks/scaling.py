@@ -22,180 +22,90 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytensor.tensor as pt
 from limited_network import limited_network, why_not
 from machine import print_line
 
-from theano_mgpu.cluster import Cluster, cluster
+import theano_mgpu as tm
+from theano_mgpu.cluster import Cluster
 from theano_mgpu.scaling import Machines, Work, bandwidth, device_update, host_update, seconds, step_seconds
 
-_BUCKET = 4_000_000  # bytes that are exchanged as one piece of work
-_BLOCK = 2**15  # numbers that stay in a core's cache while a rule works on them
 _DEADLINE = 300
+_UPDATES = ("host", "device")
 
 
 # What one rank does.
 
 
-class Rule:
-    """Momentum: reads gradient, velocity and parameters, writes the last two."""
-
-    def __init__(self, size: int) -> None:
-        self.parameters, self.velocities = np.zeros(size, np.float32), np.zeros(size, np.float32)
-        self._scaled = np.empty(_BLOCK, np.float32)
-
-    def __call__(self, gradients: np.ndarray, begin: int) -> None:
-        """Apply gradients of parameters from ``begin`` on."""
-        for start in range(0, len(gradients), _BLOCK):
-            gradient = gradients[start : start + _BLOCK]
-            place = slice(begin + start, begin + start + len(gradient))
-            velocity, scaled = self.velocities[place], self._scaled[: len(gradient)]
-            np.multiply(gradient, np.float32(1e-3), out=scaled)
-            velocity *= np.float32(0.9)
-            velocity -= scaled
-            self.parameters[place] += velocity
-
-
-class HostUpdate:
-    """Every rank sums and updates its share of each bucket; all messages are under way at once."""
-
-    def __init__(self, ranks: Cluster, rule: Rule) -> None:
-        self._ranks, self._rule = ranks, rule
-        size = len(rule.parameters)
-        edges = [*range(0, size, _BUCKET // 4), size]
-        self._buckets = [np.linspace(a, b, ranks.size + 1).astype(int) for a, b in pairwise(edges)]
-        self._received = [
-            [np.empty(pieces[ranks.rank + 1] - pieces[ranks.rank], np.float32) for _ in range(ranks.size)]
-            for pieces in self._buckets
-        ]
-
-    def __call__(self, gradients: np.ndarray) -> None:
-        ranks, parameters, last = self._ranks, self._rule.parameters, []
-        others = [(ranks.rank + distance) % ranks.size for distance in range(1, ranks.size)]
-        sums = []
-        for tag, (pieces, received) in enumerate(zip(self._buckets, self._received, strict=True)):
-            requests = [ranks.receive(received[other], other, tag) for other in others]
-            last += [ranks.send(gradients[pieces[other] : pieces[other + 1]], other, tag) for other in others]
-            sums.append(requests)
-        for tag, (pieces, received, requests) in enumerate(zip(self._buckets, self._received, sums, strict=True)):
-            back = tag + len(self._buckets)
-            last += [ranks.receive(parameters[pieces[other] : pieces[other + 1]], other, back) for other in others]
-            ranks.wait(requests)
-            own = slice(pieces[ranks.rank], pieces[ranks.rank + 1])
-            received[ranks.rank][:] = gradients[own]
-            self._rule(_tree_sum(received), own.start)
-            last += [ranks.send(parameters[own], other, back) for other in others]
-        ranks.wait(last)
-        for _ in range(3):  # whether all is finite, the outputs, and how long each took
-            ranks.all_gathered(np.zeros(4))
-
-
-class DeviceUpdate:
-    """Recursive halving and doubling, as between devices, and the whole rule on every rank."""
-
-    def __init__(self, ranks: Cluster, rule: Rule) -> None:
-        self._ranks, self._rule = ranks, rule
-        self._received = np.empty(len(rule.parameters) // 2 + 1, np.float32)
-
-    def __call__(self, gradients: np.ndarray) -> None:
-        ranks, levels = self._ranks, (self._ranks.size - 1).bit_length()
-        ends = [(0, len(gradients))]
-        for level in range(levels):
-            begin, end = ends[-1]
-            middle = (begin + end) // 2
-            upper = bool(ranks.rank >> level & 1)
-            mine, theirs = ((middle, end), (begin, middle)) if upper else ((begin, middle), (middle, end))
-            received = self._received[: mine[1] - mine[0]]
-            self._swap(ranks.rank ^ 1 << level, gradients[slice(*theirs)], received)
-            gradients[slice(*mine)] += received
-            ends.append(mine)
-        for level in reversed(range(levels)):
-            (begin, end), mine = ends[level], ends[level + 1]
-            theirs = slice(mine[1], end) if mine[0] == begin else slice(begin, mine[0])
-            self._swap(ranks.rank ^ 1 << level, gradients[slice(*mine)], gradients[theirs])
-        self._rule(gradients, 0)
-
-    def _swap(self, other: int, sent: np.ndarray, received: np.ndarray) -> None:
-        self._ranks.wait([self._ranks.receive(received, other), self._ranks.send(sent, other)])
-
-
-class Alone:
-    """A rank without others, as a cluster of one."""
-
-    rank, size = 0, 1
-
-    def all_gathered(self, array: np.ndarray) -> np.ndarray:
-        return array[None]
-
-    def wait(self, requests: Sequence[Any]) -> None:
-        pass
-
-
-def _tree_sum(parts: list[np.ndarray]) -> np.ndarray:
-    """In place, pairs of neighbours first."""
-    while len(parts) > 1:
-        for left, right in zip(parts[::2], parts[1::2], strict=False):
-            left += right
-        parts = parts[::2]
-    return parts[0]
-
-
 def rank_main(arguments: argparse.Namespace) -> None:
     """Measure, and on rank 0 print one line of JSON."""
-    ranks: Any = cluster() or Alone()
-    rule = Rule(arguments.parameters)
-    gradients = np.zeros(arguments.parameters, np.float32)
-    matrix = np.ones((768, 768), np.float32)
-
-    def compute() -> None:
-        for _ in range(arguments.products):
-            matrix @ matrix
-
-    def step(update: Callable[[np.ndarray], None]) -> Callable[[], None]:
-        def run() -> None:
-            compute()
-            update(gradients)
-
-        return run
-
-    host, device = HostUpdate(ranks, rule), DeviceUpdate(ranks, rule)
-    works = {
-        "compute": compute,
-        "update": lambda: rule(gradients, 0),
-        "host": step(host),
-        "device": step(device),
+    contexts = tm.contexts("cpu:1")
+    ranks = contexts.cluster
+    count = len(contexts.ranks)
+    batch = np.ones((count * arguments.examples, arguments.units), np.float32)
+    labels = np.zeros(len(batch), np.int32)
+    local = training(arguments, contexts.local, "host")
+    works: dict[str, Callable[[], object]] = {
+        "local": lambda: local(batch[: arguments.examples], labels[: arguments.examples])
     }
+    for update_on in _UPDATES:
+        step = training(arguments, contexts, update_on)
+        works[update_on] = partial(step, batch, labels)
     # As written before: the first touch of memory takes longer than a message.
     long, short = (np.ones(shape, np.uint8) for shape in ((16, 1_000_000), (100, 8)))
-    if ranks.size > 1:
+    if ranks is not None:
         works |= {
             "long": partial(_to_the_next, ranks, long, long.copy()),
             "many": partial(_to_the_next, ranks, short, short.copy()),
             "one": partial(_to_the_next, ranks, short[:1], short[:1].copy()),
         }
-    taken: dict[str, list[float]] = {name: [] for name in works}
+    taken: dict[str, list[float]] = {name: [] for name in (*works, "compute", "update")}
     for turn in range(arguments.steps + 1):  # in turns, so that a slow minute slows all alike
         for name, work in works.items():
-            ranks.all_gathered(np.zeros(1))
+            _slowest(ranks, 0.0)
             begun = time.perf_counter()
             work()
-            mine = time.perf_counter() - begun
-            slowest = ranks.all_gathered(np.array([mine])).max()
-            if turn:
-                taken[name].append(float(slowest))
-    found = {name: statistics.median(seconds) for name, seconds in taken.items()}
-    if ranks.size > 1:
+            mine = {name: time.perf_counter() - begun}
+            if name == "local":
+                parts = local.seconds
+                mine |= {
+                    "compute": parts["copy"] + parts["compute"],
+                    "update": parts["gather"] + parts["update"],
+                }
+            for measured, value in mine.items():
+                slowest = _slowest(ranks, value)
+                if turn:  # the first one compiles
+                    taken[measured].append(slowest)
+    found = {name: statistics.median(values) for name, values in taken.items()}
+    if ranks is not None:
         found |= {
             "link": len(long) * long.shape[1] / found["long"],
-            "one": found["one"],
             "message": max(0.0, found["many"] - found["one"]) / (len(short) - 1),
         }
-    if ranks.rank == 0:
+    if contexts.rank == 0:
         print(json.dumps(found), flush=True)
+
+
+def training(arguments: argparse.Namespace, contexts: tm.Contexts, update_on: str) -> Any:
+    """A step of a network of dense layers, with momentum: few operations to compile, and many numbers to exchange."""
+    store = tm.ParameterStore(seed=0)
+    hidden = x = pt.matrix("x", shape=(None, arguments.units), dtype="float32")
+    labels = pt.vector("labels", dtype="int32")
+    for layer in range(arguments.layers):
+        hidden = tm.nn.relu(tm.layers.dense(store, f"hidden{layer}", hidden, units=arguments.units))
+    loss = tm.nn.softmax_cross_entropy(tm.layers.dense(store, "out", hidden, units=10), labels).mean()
+    params = store.trainable()
+    updates = tm.updates.momentum(tm.grad(loss, params), params, learning_rate=1e-3, momentum=0.9)
+    return tm.function([x, labels], tm.average(loss), updates=updates, contexts=contexts, update_on=update_on)
+
+
+def _slowest(ranks: Cluster | None, value: float) -> float:
+    """The greatest of all ranks' values; a barrier."""
+    return value if ranks is None else float(ranks.all_gathered(np.array([value])).max())
 
 
 def _to_the_next(ranks: Cluster, messages: np.ndarray, received: np.ndarray) -> None:
@@ -227,7 +137,7 @@ class Network:
 
 
 def measured(network: Network, ranks: int, words: Sequence[str]) -> dict[str, float]:
-    environment = dict(os.environ, OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", MPIEXEC_TIMEOUT=str(_DEADLINE))
+    environment = dict(os.environ, MPIEXEC_TIMEOUT=str(_DEADLINE))
     if network.tcp:  # MPICH: no shared memory between ranks, and libfabric's TCP
         environment |= {"MPIR_CVAR_NOLOCAL": "1", "MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp"}
     with network.places(ranks) as places:
@@ -241,9 +151,8 @@ def measured(network: Network, ranks: int, words: Sequence[str]) -> dict[str, fl
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def predicted(network: Network, ranks: int, found: dict[str, float], parameters: int) -> dict[str, float]:
+def predicted(network: Network, ranks: int, found: dict[str, float], size: int) -> dict[str, float]:
     """Seconds of a step with either update, every rank a node of one simulated device."""
-    size = 4 * parameters
     memory = 5 * size / found["update"]
     machines = Machines(
         link=network.link or found.get("link", 1.0),
@@ -253,9 +162,9 @@ def predicted(network: Network, ranks: int, found: dict[str, float], parameters:
         host_memory=memory,
         device_memory=memory,
     )
-    work = Work(compute=found["compute"], examples=1, gradients=size, bucket=_BUCKET)
+    work = Work(compute=found["compute"], examples=1, gradients=size)
     exchanges = {
-        "host": host_update(work, machines, ranks, 1, overlap=False),
+        "host": host_update(work, machines, ranks, 1),
         "device": device_update(work, machines, ranks, 1),
     }
     return {update: step_seconds(work, exchange, ranks) for update, exchange in exchanges.items()}
@@ -270,14 +179,15 @@ def main(arguments: argparse.Namespace, words: Sequence[str]) -> None:
             networks.append(Network(text, bandwidth("networks", link), seconds("networks", latency)))
     else:
         print(f"no networks of namespaces: {missing}", file=sys.stderr)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    size = 4 * arguments.units * (arguments.units + 1) * arguments.layers
     print(f"{'network':<16}{'ranks':>6}{'update':>8}{'compute':>10}{'measured':>10}{'predicted':>10}{'ratio':>7}")
     for network in networks:
         for ranks in arguments.ranks:
             if ranks == 1 and network is not networks[0]:
                 continue  # nothing is sent
             found = measured(network, ranks, words)
-            expected = predicted(network, ranks, found, arguments.parameters)
+            expected = predicted(network, ranks, found, size)
             for update, value in expected.items():
                 row = {"network": network.name, "ranks": ranks, "update": update, "measured_s": found[update]}
                 rows.append(row | {"predicted_s": value, "ratio": value / found[update], "compute_s": found["compute"]})
@@ -289,7 +199,7 @@ def main(arguments: argparse.Namespace, words: Sequence[str]) -> None:
             if arguments.verbose:
                 print({name: f"{value:.3g}" for name, value in found.items()}, file=sys.stderr)
     worst = max(abs(row["ratio"] - 1) for row in rows)
-    print_line(benchmark="scaling", parameters=arguments.parameters, rows=rows, worst=round(worst, 3))
+    print_line(benchmark="scaling", parameters=size // 4, rows=rows, worst=round(worst, 3))
 
 
 def _mpiexec() -> str:
@@ -304,17 +214,18 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--networks", nargs="*", default=["500Mbit,0us", "200Mbit,2ms"], help="bandwidth,latency")
-    parser.add_argument("--parameters", type=int, default=11_689_512, help="of ResNet-18, if not given")
-    parser.add_argument("--products", type=int, default=10, help="of matrices, a step's compute")
+    parser.add_argument("--units", type=int, default=2048, help="of a layer")
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--examples", type=int, default=128, help="of a rank")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--smoke", action="store_true", help="small and quick: does it run at all?")
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.smoke:
-        given.ranks, given.networks, given.parameters, given.steps = [1, 2], given.networks[1:2], 1_000_000, 2
+        given.ranks, given.networks, given.units, given.steps = [1, 2], given.networks[1:2], 512, 2
     if given.rank:
         rank_main(given)
     else:
-        same = ("parameters", "products", "steps")
+        same = ("units", "layers", "examples", "steps")
         main(given, [word for name in same for word in (f"--{name}", str(getattr(given, name)))])

@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 
 from theano_mgpu.scaling import Exchange, Machines, Work, curve, device_update, host_update, step_seconds
 
-WORK = Work(compute=0.5, examples=32, gradients=100_000_000, bucket=25_000_000)
+WORK = Work(compute=0.5, examples=32, gradients=100_000_000, arrays=4)
 MACHINES = Machines(link=1e9, latency=1e-3, message=1e-5, bus=5e9, inside=20e9, host_memory=10e9, device_memory=100e9)
 SIMULATED = dataclasses.replace(MACHINES, bus=math.inf)
 
 
 def test_four_nodes_of_one_device_by_hand():
-    exchange = host_update(WORK, SIMULATED, 4, 1)
+    exchange = host_update(WORK, SIMULATED, 4, 1, overlap=True)
     assert exchange.link == pytest.approx(2 * 0.75 * 0.1)
     assert exchange.memory == pytest.approx(0.01 * (1 + 4 / 4))  # four pieces of a quarter read, and the rule's quarter
     assert exchange.messages == pytest.approx(2 * 4 * 3 * 1e-5)
     assert exchange.latency == pytest.approx(8 * 1.01e-3)
     assert exchange.total == pytest.approx(0.15 + (0.02 + 24e-5) / 4 + 8.08e-3)
-    assert host_update(WORK, SIMULATED, 4, 1, overlap=False).total == pytest.approx(0.15 + 0.02 + 24e-5 + 8.08e-3)
+    assert host_update(WORK, SIMULATED, 4, 1).total == pytest.approx(0.15 + 0.02 + 24e-5 + 8.08e-3)
 
 
 def test_two_nodes_of_eight_devices_by_hand():
@@ -54,7 +54,7 @@ def test_the_host_updates_bytes_are_those_of_its_messages(nodes, ranks):
                 messages[source] += 2
                 outside = source // ranks != target // ranks
                 (between if outside else within)[source // ranks] += there_and_back
-    work = dataclasses.replace(WORK, gradients=size)
+    work = dataclasses.replace(WORK, gradients=size, arrays=1)
     exchange = host_update(work, MACHINES, nodes, ranks, ranks)
     assert np.allclose(sent, 2 * (total - 1) / total * size)
     assert np.allclose(between, exchange.link * MACHINES.link)

@@ -43,7 +43,7 @@ class Work:
     ``compute``: seconds that a device takes for its part of the batch, measured with a node's others beside it.
     ``examples``: of that part. ``gradients``: bytes of all gradients, P below. ``updated``: bytes that the update rule
     reads and writes for each byte of gradients, besides them: 4 for momentum (parameters and velocities, both ways).
-    ``bucket``: the most bytes that are exchanged as one piece of work. ``spread``: the standard deviation of devices'
+    ``arrays``: in how many the gradients travel, K below. ``spread``: the standard deviation of devices'
     compute, as a part of it. ``hidden``: behind which part of compute the exchange may hide.
     """
 
@@ -51,7 +51,7 @@ class Work:
     examples: int
     gradients: int
     updated: float = 4.0
-    bucket: int = 4_000_000
+    arrays: int = 1
     spread: float = 0.0
     hidden: float = 0.0
 
@@ -99,7 +99,7 @@ class Point:
 
 
 def host_update(
-    work: Work, machines: Machines, nodes: int, devices_per_node: int, ranks_per_node: int = 1, *, overlap: bool = True
+    work: Work, machines: Machines, nodes: int, devices_per_node: int, ranks_per_node: int = 1, *, overlap: bool = False
 ) -> Exchange:
     """Sums and update on the hosts, each of R = nodes * ranks_per_node ranks for its share of the P bytes.
 
@@ -109,7 +109,7 @@ def host_update(
     memory   := 2 D P / host_memory                              what the buses bring and take, if there are any
               + r (d + 1) P / host_memory                        a rank's d devices summed, if d > 1 and R > 1
               + r (1 + updated/R) P / host_memory                R pieces of P/R (or d of P) summed, and the rule
-    messages := 2 K (R - 1) message                              K buckets of at most ``bucket`` bytes
+    messages := 2 K (R - 1) message                              of K arrays, to all others and back
     latency  := (2 + 3 ceil(log2 R)) (latency + message)         both ways, and three small all-gathers of what happened
 
     N is ``nodes``, D is ``devices_per_node``, r is ``ranks_per_node``, d are devices of a rank. A rank sends
@@ -120,7 +120,6 @@ def host_update(
     ranks = nodes * ranks_per_node
     own = devices_per_node / ranks_per_node
     size = work.gradients
-    buckets = max(1, math.ceil(size / work.bucket))
     copies = ranks_per_node * size / machines.host_memory
     carried = 0 if math.isinf(machines.bus) else 2 * own
     summed = own + work.updated if ranks == 1 else (own + 1) * (own > 1) + 1 + work.updated / ranks
@@ -130,9 +129,9 @@ def host_update(
         link=2 * ranks_per_node * (1 - 1 / nodes) * size / machines.link,
         inside=2 * 2 * (ranks_per_node - 1) / ranks * copies,
         memory=(carried + summed) * copies,
-        messages=2 * buckets * (ranks - 1) * machines.message,
+        messages=2 * work.arrays * (ranks - 1) * machines.message,
         latency=(2 + 3 * math.ceil(math.log2(ranks))) * latency if ranks > 1 else 0.0,
-        buckets=buckets if overlap else 1,
+        buckets=work.arrays if overlap else 1,
     )
 
 
@@ -198,7 +197,7 @@ def curve(
     ranks_per_node: int = 1,
     *,
     update_on: str = "host",
-    overlap: bool = True,
+    overlap: bool = False,
 ) -> list[Point]:
     """Points of 1, 2, 4, ... devices up to ``nodes * devices_per_node``, nodes filled one after the other.
 
