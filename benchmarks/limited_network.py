@@ -102,6 +102,7 @@ def _tun(name: str) -> int:
 def _relay(devices: Sequence[int], latency: float) -> None:
     """Pass each packet to the host that it is for, ``latency`` seconds after it came; until killed."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.nice(-20)  # a network does not wait for those who compute
     parent = os.getppid()
     waiting: collections.deque[tuple[float, int, bytes]] = collections.deque()  # one latency: in order of their due
     while os.getppid() == parent:

@@ -197,7 +197,7 @@ def _table(asked: Nodes, curves: Mapping[str, Sequence[Point]], note: str, machi
 
 
 def _parts(exchange: Exchange) -> str:
-    """What keeps it, the longest first; buckets may overlap."""
+    """What takes how long, the longest first."""
     parts = {name: getattr(exchange, name) for name in ("bus", "link", "inside", "memory", "messages", "latency")}
     longest = sorted(((value, name) for name, value in parts.items() if value), reverse=True)
     return ", ".join(f"{name} {in_seconds(value)}" for value, name in longest) or "nothing"

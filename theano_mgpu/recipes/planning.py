@@ -24,6 +24,8 @@ _OF_PRODUCTS = 0.6
 _SIDE = 2048
 # On simulated devices a step's time grows with its images, so few are enough: about a second a step on two cores.
 _MEASURED_FLOPS, _MEASURED_STEPS = 1e11, 3
+# Bytes of gradients that travel as one vector, at the most about.
+_VECTOR = 16_000_000
 
 
 def plan(recipe: Recipe, num_classes: int) -> tuple[Plan, float]:
@@ -75,7 +77,13 @@ def step_work(recipe: Recipe, num_classes: int, planned: Plan, seconds: float | 
             images = min(images, max(1, int(_MEASURED_FLOPS / planned.flops * planned.batch_size / len(devices))))
         seconds = _compute_seconds(steps, recipe, images, num_classes) * examples / images
     written = sum(value.nbytes for value in updated if isinstance(value, np.ndarray))
-    work = Work(compute=seconds, examples=examples, gradients=gradients, updated=2 * written / gradients)
+    work = Work(
+        compute=seconds,
+        examples=examples,
+        gradients=gradients,
+        updated=2 * written / gradients,
+        arrays=-(-gradients // _VECTOR),
+    )
     return work, devices.platform
 
 

@@ -62,7 +62,7 @@ class Exchange:
 
     ``bus``: gradients to the host and parameters back. ``link``: between nodes. ``inside``: between ranks or devices of
     a node. ``memory``: sums and the update rule. ``messages``: processors, for messages. ``latency``: waiting.
-    ``total`` is less than their sum where ``buckets`` overlap.
+    Nothing overlaps, so that ``total`` is their sum: what overlaps makes a step faster than is said here.
     """
 
     bus: float = 0.0
@@ -71,17 +71,10 @@ class Exchange:
     memory: float = 0.0
     messages: float = 0.0
     latency: float = 0.0
-    buckets: int = 1
 
     @property
     def total(self) -> float:
-        """Buckets one behind the other through what is busy: max + (sum - max) / K, and the latency once.
-
-        A pipeline: the slowest part works all the time, and the others are waited for with one of K equal buckets only.
-        K is 1 where nothing overlaps.
-        """
-        busy = [self.bus, self.link, self.inside, self.memory, self.messages]
-        return max(busy) + (sum(busy) - max(busy)) / self.buckets + self.latency
+        return self.bus + self.link + self.inside + self.memory + self.messages + self.latency
 
 
 @dataclass(frozen=True)
@@ -98,9 +91,7 @@ class Point:
     exchange: Exchange
 
 
-def host_update(
-    work: Work, machines: Machines, nodes: int, devices_per_node: int, ranks_per_node: int = 1, *, overlap: bool = False
-) -> Exchange:
+def host_update(work: Work, machines: Machines, nodes: int, devices_per_node: int, ranks_per_node: int = 1) -> Exchange:
     """Sums and update on the hosts, each of R = nodes * ranks_per_node ranks for its share of the P bytes.
 
     bus      := 2 P / bus                                        every device by a bus of its own
@@ -110,12 +101,11 @@ def host_update(
               + r (d + 1) P / host_memory                        a rank's d devices summed, if d > 1 and R > 1
               + r (1 + updated/R) P / host_memory                R pieces of P/R (or d of P) summed, and the rule
     messages := 2 K (R - 1) message                              of K arrays, to all others and back
-    latency  := (2 + 3 ceil(log2 R)) (latency + message)         both ways, and three small all-gathers of what happened
+    latency  := (2 + 4 ceil(log2 R)) (latency + message)         both ways, and four small all-gathers of what happened
 
     N is ``nodes``, D is ``devices_per_node``, r is ``ranks_per_node``, d are devices of a rank. A rank sends
     2 (R - 1)/R P bytes in all: Thakur et al. 2005, section 4 (pairwise exchange for the reduce-scatter, and the
-    all-gather). Messages are not blocking, so the latency is waited for once. With ``overlap``, one bucket travels
-    while another is summed.
+    all-gather). Messages are not blocking, so the latency is waited for once each way.
     """
     ranks = nodes * ranks_per_node
     own = devices_per_node / ranks_per_node
@@ -130,8 +120,7 @@ def host_update(
         inside=2 * 2 * (ranks_per_node - 1) / ranks * copies,
         memory=(carried + summed) * copies,
         messages=2 * work.arrays * (ranks - 1) * machines.message,
-        latency=(2 + 3 * math.ceil(math.log2(ranks))) * latency if ranks > 1 else 0.0,
-        buckets=work.arrays if overlap else 1,
+        latency=(2 + 4 * math.ceil(math.log2(ranks))) * latency if ranks > 1 else 0.0,
     )
 
 
@@ -151,21 +140,20 @@ def device_update(work: Work, machines: Machines, nodes: int, devices_per_node: 
     For any other n every device gets all gradients, once around a ring, and sums them: n - 1 times P bytes over the
     slower of ``link`` and ``inside``, (n + 1) P of memory.
 
-    D is ``devices_per_node``, N is ``nodes``. Thakur et al. 2005, section 4; the first levels are
-    between neighbours (``theano_mgpu.gather.device``), so that between nodes least is sent.
+    D is ``devices_per_node``, N is ``nodes``. Thakur et al. 2005, section 4; the first levels are between neighbours
+    (``theano_mgpu.gather.device``), so that between nodes least is sent.
     """
     devices, size = nodes * devices_per_node, work.gradients
     rule = (1 + work.updated) * size / machines.device_memory
     if devices & (devices - 1):
         around = (devices - 1) * size
-        hop = machines.message + (machines.latency if nodes > 1 else 0.0)
         slow = nodes > 1 and machines.link < machines.inside
         return Exchange(
             link=around / machines.link if slow else 0.0,
             inside=0.0 if slow else around / machines.inside,
             memory=(devices + 1) * size / machines.device_memory + rule,
             messages=(devices - 1) * machines.message,
-            latency=(devices - 1) * (hop - machines.message),
+            latency=(devices - 1) * machines.latency if nodes > 1 else 0.0,
         )
     levels = devices.bit_length() - 1
     swapped = [size / 2 ** (level + 1) for level in range(levels)]
@@ -197,7 +185,6 @@ def curve(
     ranks_per_node: int = 1,
     *,
     update_on: str = "host",
-    overlap: bool = False,
 ) -> list[Point]:
     """Points of 1, 2, 4, ... devices up to ``nodes * devices_per_node``, nodes filled one after the other.
 
@@ -207,7 +194,7 @@ def curve(
     for count, per_node in _sizes(nodes, devices_per_node):
         if update_on == "host":
             ranks = min(ranks_per_node, per_node)
-            exchange = host_update(work, machines, count, per_node, ranks, overlap=overlap)
+            exchange = host_update(work, machines, count, per_node, ranks)
         else:
             exchange = device_update(work, machines, count, per_node)
         devices = count * per_node
