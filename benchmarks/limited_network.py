@@ -10,6 +10,7 @@ import collections
 import contextlib
 import fcntl
 import os
+import re
 import select
 import shutil
 import signal
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 __all__ = ["limited_network", "why_not"]
 
@@ -44,6 +46,7 @@ def limited_network(hosts: int, bandwidth: float, latency: float) -> Iterator[li
     Gives for each host the words to put before a command that is to run there. Raises OSError where a namespace or a
     device cannot be made, with what ``ip`` or ``tc`` said.
     """
+    _remove_left_over()
     prefix = f"tm{os.getpid()}"
     names = [f"{prefix}h{host}" for host in range(hosts)]
     with contextlib.ExitStack() as stack:
@@ -63,29 +66,24 @@ def limited_network(hosts: int, bandwidth: float, latency: float) -> Iterator[li
             rate = f"{round(8 * bandwidth)}bit"
             bucket = ("tbf", "rate", rate, "burst", str(_BURST), "limit", str(2**25))
             _call("tc", "-n", name, "qdisc", "add", "dev", name, "root", *bucket)
-        relay = os.fork()
-        if not relay:
-            with contextlib.suppress(BaseException):
-                _relay(devices, latency)
-            os._exit(0)
-        stack.callback(os.waitpid, relay, 0)
-        stack.callback(os.kill, relay, signal.SIGKILL)
+        words = [sys.executable, __file__, str(latency), *map(str, devices)]
+        relay = subprocess.Popen(words, pass_fds=devices, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        stack.enter_context(relay)
+        stack.callback(relay.kill)
+        assert relay.stdout is not None
+        relay.stdout.readline()  # it is there
         # Each host is called by its address, so that others find it under its name.
-        yield [
-            [
-                "ip",
-                "netns",
-                "exec",
-                name,
-                "unshare",
-                "--uts",
-                "sh",
-                "-c",
-                f'hostname {_address(host)} && exec "$@"',
-                "sh",
-            ]
-            for host, name in enumerate(names)
-        ]
+        named = ("unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"')
+        yield [["ip", "netns", "exec", name, *named, _address(host)] for host, name in enumerate(names)]
+
+
+def _remove_left_over() -> None:
+    """Namespaces of processes that were killed, and could not."""
+    places = Path("/run/netns")
+    for name in [place.name for place in places.iterdir()] if places.is_dir() else []:
+        found = re.fullmatch(r"tm(\d+)h\d+", name)
+        if found and not Path("/proc", found[1]).exists():
+            _call("ip", "netns", "del", name)
 
 
 def _address(host: int) -> str:
@@ -101,9 +99,9 @@ def _tun(name: str) -> int:
 
 def _relay(devices: Sequence[int], latency: float) -> None:
     """Pass each packet to the host that it is for, ``latency`` seconds after it came; until killed."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.nice(-20)  # a network does not wait for those who compute
     parent = os.getppid()
+    print("there", flush=True)
     waiting: collections.deque[tuple[float, int, bytes]] = collections.deque()  # one latency: in order of their due
     while os.getppid() == parent:
         wait = 1.0 if not waiting else max(0.0, waiting[0][0] - time.monotonic())
@@ -126,3 +124,7 @@ def _call(*words: str) -> None:
     done = subprocess.run(words, capture_output=True, text=True, timeout=30)
     if done.returncode:
         raise OSError(f"'{' '.join(words)}' failed: {(done.stderr or done.stdout).strip()}")
+
+
+if __name__ == "__main__":  # the process that passes packets on
+    _relay([int(number) for number in sys.argv[2:]], float(sys.argv[1]))
