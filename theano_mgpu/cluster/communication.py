@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from theano_mgpu.cluster.state import State
+
 __all__ = ["Cluster"]
 
 # One message of a small object; a longer one takes a second.
@@ -25,9 +27,22 @@ class Cluster:
 
     def __init__(self, communicator: Any) -> None:
         self._communicator = communicator
+        self._state: State | None = None
         self.rank: int = communicator.Get_rank()
         self.size: int = communicator.Get_size()
         self.host = socket.gethostname()
+
+    def watched(self, state: State | None) -> None:
+        """From here on this rank writes there where it is; None: nowhere."""
+        self._state = state
+
+    def at(self, step: int | None = None, phase: str | None = None, run: str | None = None) -> None:
+        """Say where this rank is, for the sentence if it dies or hangs: which step, which phase of it ("computing").
+
+        ``run`` is the run's folder, once known. A microsecond; what is not given stays as it was.
+        """
+        if self._state is not None:
+            self._state.at(step, phase, run)
 
     def gathered(self, value: Any) -> list[Any]:
         """What each rank gives, any object that can be pickled, by rank, on all of them."""
@@ -76,11 +91,18 @@ class Cluster:
         test_all = type(requests[0]).Testall
         requests = list(requests)
         begun = time.perf_counter()
-        while not test_all(requests):
-            if time.perf_counter() - begun > _EAGER:
+        while time.perf_counter() - begun <= _EAGER:
+            if test_all(requests):
+                return
+            os.sched_yield()
+        if self._state is not None:
+            self._state.waits(True)
+        try:
+            while not test_all(requests):
                 time.sleep(_NAP)
-            else:
-                os.sched_yield()
+        finally:
+            if self._state is not None:
+                self._state.waits(False)
 
     def _all_gathered(self, data: np.ndarray) -> np.ndarray:
         rows = np.empty((self.size, data.size), np.uint8)

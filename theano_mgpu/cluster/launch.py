@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from theano_mgpu.cluster.communication import Cluster
+from theano_mgpu.cluster.watching import watched
 
 __all__ = ["cluster", "ranks_launched"]
 
@@ -26,8 +27,9 @@ def ranks_launched() -> int:
 def cluster() -> Cluster | None:
     """This process and the others that mpirun started; None where it is alone.
 
-    The first call starts MPI, and is for all ranks to make. Raises RuntimeError where mpirun started several processes
-    but there is no mpi4py, or one of another MPI than mpirun's, so that each process believes itself alone.
+    The first call starts MPI and a small process that watches this rank, and is for all ranks to make. Raises
+    RuntimeError where mpirun started several processes but there is no mpi4py, or one of another MPI than mpirun's, so
+    that each process believes itself alone.
     """
     launched = ranks_launched()
     if launched == 1:
@@ -39,7 +41,9 @@ def cluster() -> Cluster | None:
             f'that mpi4py found are not the same. Use the mpirun of that MPI (of "theano-mgpu[mpi]" it is '
             f"{os.path.join(_scripts(), 'mpirun')}), or have mpi4py use the other one's."
         )
-    return Cluster(communicator.Dup())
+    ranks = Cluster(communicator.Dup())
+    ranks.watched(watched(ranks))
+    return ranks
 
 
 def _mpi(launched: int) -> Any:

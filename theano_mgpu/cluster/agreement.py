@@ -1,0 +1,75 @@
+"""Whether all ranks are about to run the same: refused by name at the start, not by a hang later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any
+
+from theano_mgpu.cluster.communication import Cluster
+from theano_mgpu.errors import RanksDifferError
+
+__all__ = ["agree"]
+
+# Characters of one value in the message.
+_SHOWN = 200
+
+
+def agree(cluster: Cluster, what: str, facts: Mapping[str, Any]) -> None:
+    """Return if all ranks have the same ``facts`` (name to value: text, or anything whose ``repr`` is the same).
+
+    For all ranks to call, at the same point; ``what`` is who asks, as "tm.function()". Raises RanksDifferError on all
+    of them otherwise: which fact, which rank on which host, what it has and what the others have. Those others are the
+    most, or where there are as many on both sides, those of rank 0.
+    """
+    texts = {"call": what} | {name: value if isinstance(value, str) else repr(value) for name, value in facts.items()}
+    digest = blake2b(repr(sorted(texts.items())).encode(errors="backslashreplace"), digest_size=16).digest()
+    if len(set(cluster.gathered(digest))) == 1:
+        return
+    everyone = cluster.gathered((cluster.host, texts))
+    hosts = [host for host, _ in everyone]
+    names = dict.fromkeys(name for _, has in everyone for name in has)
+    differences = [line for name in names for line in _differences(name, [has.get(name) for _, has in everyone], hosts)]
+    raise RanksDifferError(
+        f"{what}: the ranks do not have the same:\n  "
+        + "\n  ".join(differences)
+        + "\nEvery rank runs the same script with the same arguments, on the same versions of Python and of the "
+        "libraries: install the same environment on all hosts, and let no rank build another graph than the others."
+    )
+
+
+def _differences(name: str, texts: list[str | None], hosts: list[str]) -> list[str]:
+    """A line for each group of ranks that has something else than the most."""
+    groups: dict[str | None, list[int]] = {}
+    for rank, text in enumerate(texts):
+        groups.setdefault(text, []).append(rank)
+    usual = max(groups, key=lambda text: len(groups[text]))  # the first of equally many: rank 0's
+    others = _ranks(groups[usual], hosts)
+    lines = []
+    for text, ranks in groups.items():
+        if text == usual:
+            continue
+        line, this, that = _first_difference(text, usual)
+        lines.append(f"{name}{line}: {_ranks(ranks, hosts)} {this}; {others} {that}")
+    return lines
+
+
+def _first_difference(text: str | None, usual: str | None) -> tuple[str, str, str]:
+    """In which line they differ, where there are several, and what both have there."""
+    if text is None or usual is None or "\n" not in text + usual:
+        return "", _has(text), _has(usual)
+    mine, theirs = text.split("\n"), usual.split("\n")
+    number = next((i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(len(mine), len(theirs)))
+    here, there = (lines[number] if number < len(lines) else None for lines in (mine, theirs))
+    return f", line {number + 1}", _has(here), _has(there)
+
+
+def _has(text: str | None) -> str:
+    if text is None:
+        return "has nothing"
+    return f"has {text[:_SHOWN]!r}{'...' if len(text) > _SHOWN else ''}"
+
+
+def _ranks(ranks: list[int], hosts: list[str]) -> str:
+    named = ", ".join(f"{rank} ({hosts[rank]})" for rank in ranks[:4])
+    return f"rank{'s' if len(ranks) > 1 else ''} {named}" + (f" and {len(ranks) - 4} more" if len(ranks) > 4 else "")

@@ -1,0 +1,163 @@
+"""From what all watchers see: whether a rank died or hangs, and the sentence that says so. No clocks and no sockets."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from typing import NamedTuple
+
+__all__ = ["LIMIT_VARIABLE", "SILENCE", "Report", "finished", "sentence"]
+
+LIMIT_VARIABLE = "THEANO_MGPU_RANK_TIMEOUT"
+# Seconds without a word from a host until it counts as lost.
+SILENCE = 60.0
+# Seconds in which what happened first is found out: who ends a whole run ends all ranks within this time.
+_SETTLES = 0.3
+_SETTLES_WHERE_ASKED = 3.0
+# Seconds in which what a rank has sent before its end arrives.
+_ARRIVES = 5.0
+# Signals by which a person or a batch system ends a run, all ranks alike.
+_ASKED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+
+
+class Report(NamedTuple):
+    """One rank, as its watcher sees it."""
+
+    rank: int
+    host: str
+    process: int
+    step: int = -1
+    phase: str = "start"
+    run: str = ""
+    waits: float = 0.0
+    """Seconds it has waited for other ranks, running, without a move."""
+    still: float = 0.0
+    """Seconds without a move, whatever the reason."""
+    stopped: bool = False
+    """By SIGSTOP, or a debugger."""
+    error: str = ""
+    goodbye: bool = False
+    """Its program is at its end."""
+    gone: bool = False
+    """There is no such process any more."""
+    status: int | None = None
+    """What it left to its parent, as ``os.wait`` gives it; None where it is not known."""
+    when: float = 0.0
+    """When ``error`` or ``gone`` was seen, by the hub's clock."""
+    silent: float = 0.0
+    """Seconds without a word from the watcher."""
+    lost: bool = False
+    """The watcher's connection broke before its rank was gone."""
+
+
+def sentence(reports: Sequence[Report], size: int, now: float, limit: float) -> str | None:
+    """Why the run cannot go on and what to do; None where it can, or where it is too early to say.
+
+    ``reports`` are of the ranks that were ever heard of, of ``size``. ``limit`` is in seconds.
+    """
+    why = _who_ended(reports, now) or _who_hangs(reports, size, limit) or _who_left(reports, size)
+    if why is None:
+        return None
+    run = next((report.run for report in reports if report.run), "")
+    go_on = (
+        f"The last whole checkpoint goes on, on any number of ranks, by: theano-mgpu train --resume {run}"
+        if run
+        else "A run that saved checkpoints goes on from the last whole one, on any number of ranks."
+    )
+    return f"theano_mgpu: {why} All ranks are stopped. {go_on}"
+
+
+def finished(reports: Sequence[Report]) -> bool:
+    """All ranks are gone, and as they should be."""
+    return all(report.gone and (_at_its_end(report) or _was_asked(report)) for report in reports)
+
+
+def _who_ended(reports: Sequence[Report], now: float) -> str | None:
+    ends = [r for r in reports if r.error or r.lost or r.silent > SILENCE or (r.gone and not _at_its_end(r))]
+    if not ends:
+        return None
+    first = min(ends, key=lambda report: report.when)
+    asked = _was_asked(first)
+    if now - first.when < (_SETTLES_WHERE_ASKED if asked else _SETTLES):
+        return None
+    if asked and all(_was_asked(r) or _at_its_end(r) for r in reports):
+        return None  # by a person or a batch system: all of them
+    alike = [r for r in ends if first.error and r.error.split("\n")[0] == first.error.split("\n")[0]]
+    if len(alike) > 1:
+        return f"{_ranks(alike)} ended by the same exception{_place(first)}: {first.error}\n"
+    if first.error:
+        return f"{_name(first)} ended by an exception{_place(first)}: {first.error}\n"
+    if first.gone:
+        return f"{_name(first)} {_end(first)}{_place(first)}."
+    if first.lost:
+        return f"{_name(first)} and its watcher were ended at once, or its host was{_place(first)}."
+    return f"{_name(first)} has not been heard of for {SILENCE:.0f} s{_place(first)}: its host or the network is down."
+
+
+def _who_hangs(reports: Sequence[Report], size: int, limit: float) -> str | None:
+    waiting = [r for r in reports if r.waits >= limit and not r.stopped]
+    if not waiting:
+        return None
+    example = waiting[0]
+    raise_it = f"Where that is no fault, set {LIMIT_VARIABLE} to more than its {limit:g} seconds."
+    still = [r for r in reports if (r.stopped or not r.waits) and r.still >= limit and not r.goodbye]
+    if still:
+        one = max(still, key=lambda report: (report.stopped, report.still))
+        how = "is stopped (SIGSTOP, or a debugger)" if one.stopped else "has not moved"
+        return (
+            f"{_name(one)} {how}{_place(one)} for {one.still:.0f} s, and {_name(example)} waits for it"
+            f"{_place(example)}. {raise_it}"
+        )
+    if len(waiting) < size:
+        return None  # somebody moves
+    places = {_place(r): [o for o in waiting if _place(o) == _place(r)] for r in waiting}
+    if len(places) == 1:
+        return (
+            f"all {size} ranks wait for each other{_place(example)} for {example.waits:.0f} s: the network? {raise_it}"
+        )
+    where = ", ".join(f"{_ranks(ranks)}{place}" for place, ranks in places.items())
+    return f"the ranks wait for each other at different places for {example.waits:.0f} s: {where}. {raise_it}"
+
+
+def _who_left(reports: Sequence[Report], size: int) -> str | None:
+    left = [r for r in reports if r.goodbye or r.gone]
+    others = [r for r in reports if not (r.goodbye or r.gone)]
+    if not left or not others or len(reports) < size or min(r.waits for r in others) < _ARRIVES:
+        return None
+    return (
+        f"{_name(left[0])} {_end(left[0])}{_place(left[0])}, while {_name(others[0])} waits for it{_place(others[0])}. "
+        f"Every rank must run the same number of steps."
+    )
+
+
+def _at_its_end(report: Report) -> bool:
+    """It ended by itself; the launcher says what was wrong with its status."""
+    return report.goodbye and (report.status is None or report.status & 0x7F == 0)
+
+
+def _was_asked(report: Report) -> bool:
+    return report.gone and report.status is not None and report.status & 0x7F in _ASKED
+
+
+def _end(report: Report) -> str:
+    if report.status is None:
+        return "reached its end" if report.goodbye else "was killed, or left without ending Python,"
+    number = report.status & 0x7F
+    if number == signal.SIGKILL:
+        return "was killed by SIGKILL (where nobody did, by the system for want of memory)"
+    if number:
+        return f"was ended by signal {number} ({signal.strsignal(number)})"
+    status = report.status >> 8
+    return f"ended with status {status}" + ("" if report.goodbye else ", without ending Python,")
+
+
+def _name(report: Report) -> str:
+    return f"rank {report.rank} (host {report.host}, process {report.process})"
+
+
+def _ranks(reports: Sequence[Report]) -> str:
+    return f"rank{'s' if len(reports) > 1 else ''} {', '.join(str(r.rank) for r in reports)}"
+
+
+def _place(report: Report) -> str:
+    return (f" in step {report.step}" if report.step >= 0 else " before its first step") + f" ({report.phase})"
