@@ -21,6 +21,10 @@ fault, faulty, last = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 ranks = cluster()
 ranks.at(run="runs/here")
 print("process", os.getpid(), flush=True)
+asked: list[int] = []
+if fault == "saves":  # as StopSignals does
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
 if fault == "differs":
     agree(ranks, "tm.function()", {"graph": "a\nb" if ranks.rank == faulty else "a\nc", "numpy": "2"})
 
@@ -48,5 +52,8 @@ for step in range(10**9 if fault != "none" else last):
     if fault == "everywhere" and step == last:
         raise KeyError("no such image")
     ranks.at(phase="gather")
-    ranks.gathered(step)
+    if any(ranks.gathered(bool(asked))):
+        time.sleep(ranks.rank)  # who saves ends later
+        print("saved", flush=True)
+        sys.exit(143)
 print("end", flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from hashlib import blake2b
+from itertools import zip_longest
 from typing import Any
 
 from theano_mgpu.cluster.communication import Cluster
@@ -59,9 +60,9 @@ def _first_difference(text: str | None, usual: str | None) -> tuple[str, str, st
     if text is None or usual is None or "\n" not in text + usual:
         return "", _has(text), _has(usual)
     mine, theirs = text.split("\n"), usual.split("\n")
-    number = next((i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(len(mine), len(theirs)))
-    here, there = (lines[number] if number < len(lines) else None for lines in (mine, theirs))
-    return f", line {number + 1}", _has(here), _has(there)
+    pairs = enumerate(zip_longest(mine, theirs), start=1)
+    number, (here, there) = next((number, pair) for number, pair in pairs if pair[0] != pair[1])
+    return f", line {number}", _has(here), _has(there)
 
 
 def _has(text: str | None) -> str:

@@ -11,9 +11,10 @@ __all__ = ["LIMIT_VARIABLE", "SILENCE", "Report", "finished", "sentence"]
 LIMIT_VARIABLE = "THEANO_MGPU_RANK_TIMEOUT"
 # Seconds without a word from a host until it counts as lost.
 SILENCE = 60.0
-# Seconds in which what happened first is found out: who ends a whole run ends all ranks within this time.
-_SETTLES = 0.3
-_SETTLES_WHERE_ASKED = 3.0
+# Seconds until it is known who was killed first, all killed by a person or a batch system are, and other ranks have had
+# the same exception. Not more: Open MPI's mpirun listens for a quarter of a second after a rank's end.
+_SETTLES = {signal.SIGKILL: 0.1, signal.SIGTERM: 3.0, signal.SIGINT: 3.0, signal.SIGHUP: 3.0}
+_SAME_EXCEPTION = 0.3
 # Seconds in which what a rank has sent before its end arrives.
 _ARRIVES = 5.0
 # Signals by which a person or a batch system ends a run, all ranks alike.
@@ -64,29 +65,29 @@ def sentence(reports: Sequence[Report], size: int, now: float, limit: float) -> 
         if run
         else "A run that saved checkpoints goes on from the last whole one, on any number of ranks."
     )
-    return f"theano_mgpu: {why} All ranks are stopped. {go_on}"
+    return f"theano_mgpu: {why}\nAll ranks are stopped. {go_on}"
 
 
 def finished(reports: Sequence[Report]) -> bool:
     """All ranks are gone, and as they should be."""
-    return all(report.gone and (_at_its_end(report) or _was_asked(report)) for report in reports)
+    return all(r.gone and not r.error and (_at_its_end(r) or _was_asked(r)) for r in reports)
 
 
 def _who_ended(reports: Sequence[Report], now: float) -> str | None:
     ends = [r for r in reports if r.error or r.lost or r.silent > SILENCE or (r.gone and not _at_its_end(r))]
     if not ends:
         return None
-    first = min(ends, key=lambda report: report.when)
-    asked = _was_asked(first)
-    if now - first.when < (_SETTLES_WHERE_ASKED if asked else _SETTLES):
+    # Launchers end the others by these signals at once, so a rank that ended in another way was not one of those.
+    first = min(ends, key=lambda report: (_signal(report) in {signal.SIGKILL, signal.SIGTERM}, report.when))
+    if now - first.when < (_SAME_EXCEPTION if first.error else _SETTLES.get(_signal(first) or 0, 0.0)):
         return None
-    if asked and all(_was_asked(r) or _at_its_end(r) for r in reports):
+    if _was_asked(first) and all(_was_asked(r) or _at_its_end(r) for r in reports):
         return None  # by a person or a batch system: all of them
     alike = [r for r in ends if first.error and r.error.split("\n")[0] == first.error.split("\n")[0]]
     if len(alike) > 1:
-        return f"{_ranks(alike)} ended by the same exception{_place(first)}: {first.error}\n"
+        return f"{_ranks(alike)} ended by the same exception{_place(first)}: {first.error}"
     if first.error:
-        return f"{_name(first)} ended by an exception{_place(first)}: {first.error}\n"
+        return f"{_name(first)} ended by an exception{_place(first)}: {first.error}"
     if first.gone:
         return f"{_name(first)} {_end(first)}{_place(first)}."
     if first.lost:
@@ -132,17 +133,22 @@ def _who_left(reports: Sequence[Report], size: int) -> str | None:
 
 def _at_its_end(report: Report) -> bool:
     """It ended by itself; the launcher says what was wrong with its status."""
-    return report.goodbye and (report.status is None or report.status & 0x7F == 0)
+    return report.goodbye and not _signal(report)
 
 
 def _was_asked(report: Report) -> bool:
-    return report.gone and report.status is not None and report.status & 0x7F in _ASKED
+    return _signal(report) in _ASKED
+
+
+def _signal(report: Report) -> int | None:
+    """The number of the signal that ended it, 0 where none did; None where there is no knowing, or it has not ended."""
+    return None if not report.gone or report.status is None else report.status & 0x7F
 
 
 def _end(report: Report) -> str:
     if report.status is None:
         return "reached its end" if report.goodbye else "was killed, or left without ending Python,"
-    number = report.status & 0x7F
+    number = _signal(report)
     if number == signal.SIGKILL:
         return "was killed by SIGKILL (where nobody did, by the system for want of memory)"
     if number:

@@ -14,8 +14,10 @@ import os
 import select
 import signal
 import socket
+import struct
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from theano_mgpu.cluster.state import State
@@ -58,15 +60,31 @@ class _Watched:
         self._when = 0.0
         self._moves = -1
         self._looked = self._moved = self._running = time.monotonic()
-        self.end: int | None = None  # becomes readable at the rank's end
+        # Two become readable at the rank's end. The pipe is first: the kernel closes a process's files, the youngest
+        # first, before it is gone, and by an older file the launcher sees it and kills the other ranks. (A child of the
+        # rank may hold the pipe too.)
+        self._pipe: int | None = task["pipe"]
+        self._closed = 0.0
+        self._end: int | None = None
         self._stat: int | None = None
         with contextlib.suppress(OSError, AttributeError):  # not on Linux, or it has ended by now
             self._stat = os.open(f"/proc/{self.process}/stat", os.O_RDONLY)
-            self.end = os.pidfd_open(self.process)
+            self._end = os.pidfd_open(self.process)
 
     @property
     def gone(self) -> bool:
         return os.getppid() != self.process
+
+    def wait(self, others: Sequence[int]) -> list[int]:
+        """For a tick, the rank's end, or until something comes on one of the others: on which."""
+        poll = select.poll()
+        for descriptor in (self._pipe, self._end, *others):
+            if descriptor is not None:
+                poll.register(descriptor, select.POLLIN)
+        ready = [descriptor for descriptor, _ in poll.poll(_TICK * 1000)]
+        if self._pipe in ready:
+            self._pipe, self._closed = None, time.monotonic()
+        return [descriptor for descriptor in ready if descriptor in others]
 
     def report(self) -> Report:
         """The rank as it is now."""
@@ -74,10 +92,12 @@ class _Watched:
         letter, status = self._system_says()
         now = time.monotonic()
         mark, error, goodbye = self._state.mark, self._state.error, self._state.goodbye
-        if gone and self.end is not None:
-            self.end, self._status = None, status
+        if gone and self._end is not None:
+            self._status = _status_of_the_gone(self._end) if status is None else status
+            os.close(self._end)
+            self._end = None
         if (gone or error) and not self._when:
-            self._when = now
+            self._when = self._closed or now
         stopped = letter in ("T", "t") and not gone
         if mark.moves != self._moves:
             self._moves, self._moved = mark.moves, now
@@ -115,6 +135,19 @@ class _Watched:
         except OSError:
             return "", None
         return fields[0].decode(), int(fields[49]) if fields[0] == b"Z" else None
+
+
+def _status_of_the_gone(pidfd: int) -> int | None:
+    """What a process left to its parent, which has asked for it by now. Linux 6.15 or newer; elsewhere None."""
+    asked_for = 1 << 3  # PIDFD_INFO_EXIT
+    try:
+        import fcntl
+
+        # PIDFD_GET_INFO into a struct pidfd_info: mask, group, eleven numbers of the process and its users, exit_code.
+        answer = struct.unpack("QQ11Ii", fcntl.ioctl(pidfd, 0xC040FF0B, struct.pack("Q56x", asked_for)))
+    except (ImportError, OSError):
+        return None
+    return answer[-1] if answer[0] & asked_for else None
 
 
 class _Hub:
@@ -157,14 +190,11 @@ class _Hub:
                 told = True
 
     def _listen(self) -> None:
-        poll = select.poll()
-        for descriptor in (self._listener, self._watched.end, *self._lines):
-            if descriptor is not None:
-                poll.register(descriptor, select.POLLIN)
-        for descriptor, _ in poll.poll(_TICK * 1000):
+        listeners = [] if self._listener is None else [self._listener.fileno()]
+        for descriptor in self._watched.wait([*listeners, *self._lines]):
             if descriptor in self._lines:
                 self._receive(descriptor)
-            elif self._listener is not None and descriptor == self._listener.fileno():
+            elif self._listener is not None:
                 with contextlib.suppress(OSError):
                     connection, _ = self._listener.accept()
                     connection.setblocking(False)
@@ -204,11 +234,7 @@ def _report_to_hub(watched: _Watched, connection: socket.socket, task: dict[str,
     said: tuple[Any, ...] = ()
     spoke, heard = 0.0, time.monotonic()
     while True:
-        poll = select.poll()
-        poll.register(connection, select.POLLIN)
-        if watched.end is not None:
-            poll.register(watched.end, select.POLLIN)
-        ready = [descriptor for descriptor, _ in poll.poll(_TICK * 1000)]
+        ready = watched.wait([connection.fileno()])
         report = watched.report()
         news = (report.error, report.goodbye, report.gone)
         now = time.monotonic()
@@ -217,7 +243,7 @@ def _report_to_hub(watched: _Watched, connection: socket.socket, task: dict[str,
                 message = {"key": task["key"], "now": now, "report": report}
                 connection.sendall(json.dumps(message).encode() + b"\n")
                 said, spoke = news, now
-            if connection.fileno() in ready:
+            if ready:
                 heard = now
                 if b"stop" in lines.received():
                     return watched.kill()

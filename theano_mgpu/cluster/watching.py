@@ -55,6 +55,7 @@ def watched(cluster: Cluster) -> State:
         )
     memory = _shared_memory()
     state = State(memory)
+    pipe, _ = os.pipe()  # whose other end this process holds until it is no more
     task |= {
         "limit": limit,
         "rank": cluster.rank,
@@ -62,10 +63,12 @@ def watched(cluster: Cluster) -> State:
         "host": cluster.host,
         "process": os.getpid(),
         "memory": memory,
+        "pipe": pipe,
         "listener": None if listener is None else listener.fileno(),
     }
-    _start(task, [memory] if listener is None else [memory, listener.fileno()])
+    _start(task, [memory, pipe] if listener is None else [memory, pipe, listener.fileno()])
     os.close(memory)
+    os.close(pipe)
     if listener is not None:
         listener.close()
     _leave_word(state)
