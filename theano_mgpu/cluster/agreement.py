@@ -45,30 +45,37 @@ def _differences(name: str, texts: list[str | None], hosts: list[str]) -> list[s
     for rank, text in enumerate(texts):
         groups.setdefault(text, []).append(rank)
     usual = max(groups, key=lambda text: len(groups[text]))  # the first of equally many: rank 0's
-    others = _ranks(groups[usual], hosts)
     lines = []
     for text, ranks in groups.items():
-        if text == usual:
-            continue
-        line, this, that = _first_difference(text, usual)
-        lines.append(f"{name}{line}: {_ranks(ranks, hosts)} {this}; {others} {that}")
+        if text != usual:
+            where, this, that = _first_difference(text, usual)
+            lines.append(f"{name}{where}: {this} on {_ranks(ranks, hosts)}, {that} on {_ranks(groups[usual], hosts)}")
     return lines
 
 
 def _first_difference(text: str | None, usual: str | None) -> tuple[str, str, str]:
     """In which line they differ, where there are several, and what both have there."""
     if text is None or usual is None or "\n" not in text + usual:
-        return "", _has(text), _has(usual)
-    mine, theirs = text.split("\n"), usual.split("\n")
-    pairs = enumerate(zip_longest(mine, theirs), start=1)
-    number, (here, there) = next((number, pair) for number, pair in pairs if pair[0] != pair[1])
-    return f", line {number}", _has(here), _has(there)
+        return "", *_shown(text, usual)
+    pairs = enumerate(zip_longest(text.split("\n"), usual.split("\n")), start=1)
+    number, lines = next((number, lines) for number, lines in pairs if lines[0] != lines[1])
+    return f", line {number}", *_shown(*lines)
 
 
-def _has(text: str | None) -> str:
+def _shown(text: str | None, usual: str | None) -> tuple[str, str]:
+    """Both, of long ones what is around the first difference."""
+    pairs = enumerate(zip_longest(text or "", usual or ""))
+    start = max(0, next(place for place, (mine, its) in pairs if mine != its) - _SHOWN // 2)
+    return _cut(text, start), _cut(usual, start)
+
+
+def _cut(text: str | None, start: int) -> str:
     if text is None:
-        return "has nothing"
-    return f"has {text[:_SHOWN]!r}{'...' if len(text) > _SHOWN else ''}"
+        return "nothing"
+    if len(text) <= _SHOWN:
+        return repr(text)
+    part = text[start : start + _SHOWN]
+    return f"{'...' if start else ''}{part!r}{'...' if start + _SHOWN < len(text) else ''}"
 
 
 def _ranks(ranks: list[int], hosts: list[str]) -> str:

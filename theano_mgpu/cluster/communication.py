@@ -6,7 +6,8 @@ import os
 import pickle
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -91,18 +92,27 @@ class Cluster:
         test_all = type(requests[0]).Testall
         requests = list(requests)
         begun = time.perf_counter()
-        while time.perf_counter() - begun <= _EAGER:
-            if test_all(requests):
-                return
+        while not test_all(requests):
+            if time.perf_counter() - begun > _EAGER:
+                break
             os.sched_yield()
-        if self._state is not None:
-            self._state.waits(True)
-        try:
+        else:
+            return
+        with self.waiting():
             while not test_all(requests):
                 time.sleep(_NAP)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Inside, this thread needs other ranks to go on, as it says to its watcher. ``wait`` says so by itself."""
+        if self._state is None:
+            yield
+            return
+        self._state.waits(True)
+        try:
+            yield
         finally:
-            if self._state is not None:
-                self._state.waits(False)
+            self._state.waits(False)
 
     def _all_gathered(self, data: np.ndarray) -> np.ndarray:
         rows = np.empty((self.size, data.size), np.uint8)

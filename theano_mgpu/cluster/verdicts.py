@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,7 +14,7 @@ LIMIT_VARIABLE = "THEANO_MGPU_RANK_TIMEOUT"
 SILENCE = 60.0
 # Seconds until it is known who was killed first, all killed by a person or a batch system are, and other ranks have had
 # the same exception. Not more: Open MPI's mpirun listens for a quarter of a second after a rank's end.
-_SETTLES = {signal.SIGKILL: 0.1, signal.SIGTERM: 3.0, signal.SIGINT: 3.0, signal.SIGHUP: 3.0}
+_SETTLES: dict[int, float] = {signal.SIGKILL: 0.1, signal.SIGTERM: 3.0, signal.SIGINT: 3.0, signal.SIGHUP: 3.0}
 _SAME_EXCEPTION = 0.3
 # Seconds in which what a rank has sent before its end arrives.
 _ARRIVES = 5.0
@@ -61,7 +62,8 @@ def sentence(reports: Sequence[Report], size: int, now: float, limit: float) -> 
         return None
     run = next((report.run for report in reports if report.run), "")
     go_on = (
-        f"The last whole checkpoint goes on, on any number of ranks, by: theano-mgpu train --resume {run}"
+        "The run goes on from its last whole checkpoint, on any number of ranks, by: "
+        f"theano-mgpu train --resume {shlex.quote(run)}"
         if run
         else "A run that saved checkpoints goes on from the last whole one, on any number of ranks."
     )
@@ -77,8 +79,7 @@ def _who_ended(reports: Sequence[Report], now: float) -> str | None:
     ends = [r for r in reports if r.error or r.lost or r.silent > SILENCE or (r.gone and not _at_its_end(r))]
     if not ends:
         return None
-    # Launchers end the others by these signals at once, so a rank that ended in another way was not one of those.
-    first = min(ends, key=lambda report: (_signal(report) in {signal.SIGKILL, signal.SIGTERM}, report.when))
+    first = min(ends, key=lambda report: (_follows(report), report.when))
     if now - first.when < (_SAME_EXCEPTION if first.error else _SETTLES.get(_signal(first) or 0, 0.0)):
         return None
     if _was_asked(first) and all(_was_asked(r) or _at_its_end(r) for r in reports):
@@ -96,7 +97,7 @@ def _who_ended(reports: Sequence[Report], now: float) -> str | None:
 
 
 def _who_hangs(reports: Sequence[Report], size: int, limit: float) -> str | None:
-    waiting = [r for r in reports if r.waits >= limit and not r.stopped]
+    waiting = [r for r in reports if r.waits >= limit and not r.stopped and not r.goodbye]
     if not waiting:
         return None
     example = waiting[0]
@@ -104,20 +105,18 @@ def _who_hangs(reports: Sequence[Report], size: int, limit: float) -> str | None
     still = [r for r in reports if (r.stopped or not r.waits) and r.still >= limit and not r.goodbye]
     if still:
         one = max(still, key=lambda report: (report.stopped, report.still))
-        how = "is stopped (SIGSTOP, or a debugger)" if one.stopped else "has not moved"
+        how = "has been stopped (by SIGSTOP, or a debugger)" if one.stopped else "has not moved"
         return (
-            f"{_name(one)} {how}{_place(one)} for {one.still:.0f} s, and {_name(example)} waits for it"
+            f"{_name(one)} {how} for {one.still:.0f} s{_place(one)}, and {_name(example)} waits for it"
             f"{_place(example)}. {raise_it}"
         )
     if len(waiting) < size:
-        return None  # somebody moves
+        return None  # somebody moves, or has left
     places = {_place(r): [o for o in waiting if _place(o) == _place(r)] for r in waiting}
     if len(places) == 1:
-        return (
-            f"all {size} ranks wait for each other{_place(example)} for {example.waits:.0f} s: the network? {raise_it}"
-        )
+        return f"all {size} ranks have waited for each other for {example.waits:.0f} s{_place(example)}. {raise_it}"
     where = ", ".join(f"{_ranks(ranks)}{place}" for place, ranks in places.items())
-    return f"the ranks wait for each other at different places for {example.waits:.0f} s: {where}. {raise_it}"
+    return f"ranks have waited for each other at different places for {example.waits:.0f} s: {where}. {raise_it}"
 
 
 def _who_left(reports: Sequence[Report], size: int) -> str | None:
@@ -127,7 +126,7 @@ def _who_left(reports: Sequence[Report], size: int) -> str | None:
         return None
     return (
         f"{_name(left[0])} {_end(left[0])}{_place(left[0])}, while {_name(others[0])} waits for it{_place(others[0])}. "
-        f"Every rank must run the same number of steps."
+        f"Every rank must take the same steps."
     )
 
 
@@ -143,6 +142,11 @@ def _was_asked(report: Report) -> bool:
 def _signal(report: Report) -> int | None:
     """The number of the signal that ended it, 0 where none did; None where there is no knowing, or it has not ended."""
     return None if not report.gone or report.status is None else report.status & 0x7F
+
+
+def _follows(report: Report) -> bool:
+    """Perhaps because another rank ended: launchers then end all by these signals, and RankError is of another rank."""
+    return _signal(report) in {signal.SIGKILL, signal.SIGTERM} or "RankError: " in report.error.split("\n")[0]
 
 
 def _end(report: Report) -> str:

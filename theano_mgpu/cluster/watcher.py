@@ -29,6 +29,8 @@ __all__ = ["main"]
 _TICK = 0.1
 # Seconds between two words to the hub, and of the hub.
 _BEAT = 1.0
+# Seconds between two judgements of the hub: many ranks send many words.
+_PAUSE = 0.02
 # Seconds in which a watcher tries to reach the hub.
 _PATIENCE = 30.0
 # Bytes of one line: an error's text and a run's folder, escaped, have more than enough room.
@@ -41,6 +43,9 @@ def main() -> None:
     for asked_to_end in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(asked_to_end, signal.SIG_IGN)  # sent to whole runs; the rank may still save
     watched = _Watched(task)
+    with open(os.devnull, "wb") as nowhere:
+        os.write(1, b".")  # the rank goes on
+        os.dup2(nowhere.fileno(), 1)
     if task["rank"] == 0:
         _Hub(watched, task, socket.socket(fileno=task["listener"])).watch()
     elif connection := _connected(watched, task):
@@ -62,14 +67,11 @@ class _Watched:
         self._looked = self._moved = self._running = time.monotonic()
         # Two become readable at the rank's end. The pipe is first: the kernel closes a process's files, the youngest
         # first, before it is gone, and by an older file the launcher sees it and kills the other ranks. (A child of the
-        # rank may hold the pipe too.)
+        # rank may hold the pipe too.) The other two are None where there is no Linux.
         self._pipe: int | None = task["pipe"]
+        self._end: int | None = task["end"]
+        self._stat: int | None = task["stat"]
         self._closed = 0.0
-        self._end: int | None = None
-        self._stat: int | None = None
-        with contextlib.suppress(OSError, AttributeError):  # not on Linux, or it has ended by now
-            self._stat = os.open(f"/proc/{self.process}/stat", os.O_RDONLY)
-            self._end = os.pidfd_open(self.process)
 
     @property
     def gone(self) -> bool:
@@ -162,15 +164,20 @@ class _Hub:
         self._names: dict[int, int] = {}  # file descriptor to rank
 
     def watch(self) -> None:
-        begun = beaten = time.monotonic()
+        begun = beaten = judged = time.monotonic()
         size = self._task["size"]
         told = self._listener is None
         while True:
             self._listen()
+            if time.monotonic() - judged < _PAUSE:
+                continue
             own = self._watched.report()
-            now = time.monotonic()
+            judged = now = time.monotonic()
             self._reports[own.rank], self._heard[own.rank] = own, now
-            reports = [r._replace(silent=0 if r.gone else now - self._heard[r.rank]) for r in self._reports.values()]
+            reports = [
+                report._replace(silent=0.0 if report.gone else now - self._heard[rank])
+                for rank, report in sorted(self._reports.items())
+            ]
             if why := sentence(reports, size, now, self._task["limit"]):
                 _say(why)
                 self._tell("stop")
@@ -205,12 +212,13 @@ class _Hub:
         try:
             for line in lines.received():
                 self._understand(descriptor, json.loads(line))
-        except (OSError, ValueError, KeyError, TypeError):  # closed, or nothing that a watcher says
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # closed, or nothing that a watcher says
             lines.connection.close()
             del self._lines[descriptor]
             rank = self._names.pop(descriptor, None)
             if rank is not None and not self._reports[rank].gone:
-                self._reports[rank] = self._reports[rank]._replace(lost=True, when=time.monotonic())
+                lost = {"gone": True} if self._reports[rank].goodbye else {"lost": True, "when": time.monotonic()}
+                self._reports[rank] = self._reports[rank]._replace(**lost)
 
     def _understand(self, descriptor: int, message: dict[str, Any]) -> None:
         if descriptor not in self._names and message["key"] != self._task["key"]:
@@ -250,7 +258,7 @@ def _report_to_hub(watched: _Watched, connection: socket.socket, task: dict[str,
             if now - heard > SILENCE:
                 raise OSError(f"has not been heard of for {SILENCE:.0f} s")
         except OSError as error:
-            if not report.gone and task["rank"] == 1:  # one of them says it
+            if not report.gone and task["rank"] in (1, task["size"] - 1):  # one of which may be on another host
                 _say(f"theano_mgpu: rank 0's watcher (host {task['hub']}) is lost: {error}. All ranks are stopped.")
             return watched.kill()
         if report.gone:
@@ -259,14 +267,15 @@ def _report_to_hub(watched: _Watched, connection: socket.socket, task: dict[str,
 
 def _connected(watched: _Watched, task: dict[str, Any]) -> socket.socket | None:
     begun = time.monotonic()
-    while time.monotonic() - begun < _PATIENCE and not watched.gone:
+    while True:
         for address in task["addresses"]:
             with contextlib.suppress(OSError):
                 connection = socket.create_connection((address, task["port"]), timeout=2)
                 connection.settimeout(5)
                 return connection
+        if watched.gone or time.monotonic() - begun > _PATIENCE:
+            return None
         time.sleep(_TICK)
-    return None
 
 
 class _Lines:

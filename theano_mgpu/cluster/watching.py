@@ -15,7 +15,7 @@ import tempfile
 import traceback
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from theano_mgpu.cluster.state import SIZE, State
 from theano_mgpu.cluster.verdicts import LIMIT_VARIABLE
@@ -56,21 +56,14 @@ def watched(cluster: Cluster) -> State:
     memory = _shared_memory()
     state = State(memory)
     pipe, _ = os.pipe()  # whose other end this process holds until it is no more
-    task |= {
-        "limit": limit,
-        "rank": cluster.rank,
-        "size": cluster.size,
-        "host": cluster.host,
-        "process": os.getpid(),
-        "memory": memory,
-        "pipe": pipe,
-        "listener": None if listener is None else listener.fileno(),
-    }
-    _start(task, [memory, pipe] if listener is None else [memory, pipe, listener.fileno()])
-    os.close(memory)
-    os.close(pipe)
+    files = {"memory": memory, "pipe": pipe, "end": _end(), "stat": _stat()}
     if listener is not None:
-        listener.close()
+        files["listener"] = listener.detach()
+    task |= {"limit": limit, "rank": cluster.rank, "size": cluster.size, "host": cluster.host, "process": os.getpid()}
+    descriptors = [descriptor for descriptor in files.values() if descriptor is not None]
+    _start(task | files, descriptors)
+    for descriptor in descriptors:
+        os.close(descriptor)
     _leave_word(state)
     return state
 
@@ -84,7 +77,7 @@ def _place() -> tuple[str, int]:
     return socket.gethostname(), network
 
 
-def _hub(one_machine: bool) -> tuple[socket.socket, dict]:
+def _hub(one_machine: bool) -> tuple[socket.socket, dict[str, Any]]:
     """Where watchers will report to; from here on connections wait there until rank 0's watcher takes them."""
     if one_machine:
         listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
@@ -129,21 +122,48 @@ def _shared_memory() -> int:
     return descriptor
 
 
-def _start(task: dict, descriptors: list[int]) -> None:
+def _end() -> int | None:
+    """A file that becomes readable when this process is gone."""
+    try:
+        return os.pidfd_open(os.getpid())
+    except (AttributeError, OSError):  # not Linux, or an old one
+        return None
+
+
+def _stat() -> int | None:
+    """What the system says of this process, and while nobody has waited for it, of its end."""
+    try:
+        return os.open(f"/proc/{os.getpid()}/stat", os.O_RDONLY)
+    except OSError:
+        return None
+
+
+def _start(task: dict[str, Any], descriptors: list[int]) -> None:
     package = str(Path(__file__).parents[1])
     try:
         # Nothing else is passed on: the launcher sees a rank's end by files that only the rank holds.
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _START, package, f"watches rank {task['rank']}"],
+            [
+                sys.executable,
+                "-I",
+                "-S",
+                "-c",
+                _START,
+                package,
+                f"watches process {task['process']}, rank {task['rank']}",
+            ],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             pass_fds=descriptors,
             start_new_session=True,
             cwd="/",
         )
         assert process.stdin is not None
-        with process.stdin:
+        assert process.stdout is not None
+        with process.stdin, process.stdout:
             process.stdin.write(json.dumps(task).encode())
+            process.stdin.close()
+            process.stdout.read(1)  # when it watches: 50 ms
     except OSError as error:
         sys.stderr.write(f"theano_mgpu: no watcher for rank {task['rank']} ({error}): nobody says how it ends.\n")
         return
