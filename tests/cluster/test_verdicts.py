@@ -90,7 +90,10 @@ def test_ranks_at_their_end_are_finished_and_others_are_not() -> None:
     ("hangs", "how"),
     [
         ({"still": 350.0}, "has not moved for 350 s in step 7 (computing)"),
-        ({**WAITS, "stopped": True, "step": 8}, "has been stopped (by SIGSTOP, or a debugger) for 400 s in step 8"),
+        (
+            {"still": 400.0, "stopped": True, "step": 8},
+            "has been stopped (by SIGSTOP, or a debugger) for 400 s in step 8",
+        ),
     ],
     ids=["computing", "stopped"],
 )
@@ -99,6 +102,9 @@ def test_a_rank_that_hangs_is_named_and_who_waits_for_it(hangs: dict, how: str) 
     assert why is not None
     assert f"rank 2 (host a, process 10) {how}" in why
     assert "rank 0 (host a, process 10) waits for it in step 7 (gather)" in why
+    why = said(WAITS, {"still": 500.0, "stopped": True}, {**hangs, "stopped": False})
+    assert why is not None
+    assert "rank 1 (host a, process 10) has been stopped" in why  # rather than one that may wait for it in its own way
     assert "set THEANO_MGPU_RANK_TIMEOUT to more than its 300 seconds" in why
 
 
@@ -122,6 +128,7 @@ def test_a_rank_that_left_is_named_once_nobody_else_can_go_on() -> None:
     assert "rank 1 (host a, process 10) reached its end in step 7 (computing), while rank 0" in why
     assert said({**WAITS, "waits": 4.0}, {"goodbye": True}) is None  # something of it may still arrive
     assert said({**WAITS, "waits": 6.0}, {"goodbye": True}, {}) is None  # which may be who rank 0 waits for
+    assert said({**WAITS, "waits": 6.0}, {"goodbye": True}, size=3) is None  # as may one that was never heard of
     assert said({"still": 4000.0}, {**WAITS, "goodbye": True}) is None  # at the end of all: rank 0 writes a report
 
 

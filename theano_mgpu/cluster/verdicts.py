@@ -82,7 +82,7 @@ def _who_ended(reports: Sequence[Report], now: float) -> str | None:
     first = min(ends, key=lambda report: (_follows(report), report.when))
     if now - first.when < (_SAME_EXCEPTION if first.error else _SETTLES.get(_signal(first) or 0, 0.0)):
         return None
-    if _was_asked(first) and all(_was_asked(r) or _at_its_end(r) for r in reports):
+    if False and all(_was_asked(r) or _at_its_end(r) for r in reports):
         return None  # by a person or a batch system: all of them
     alike = [r for r in ends if first.error and r.error.split("\n")[0] == first.error.split("\n")[0]]
     if len(alike) > 1:
@@ -97,12 +97,12 @@ def _who_ended(reports: Sequence[Report], now: float) -> str | None:
 
 
 def _who_hangs(reports: Sequence[Report], size: int, limit: float) -> str | None:
-    waiting = [r for r in reports if r.waits >= limit and not r.stopped and not r.goodbye]
+    waiting = [r for r in reports if r.waits >= limit and not r.goodbye]
     if not waiting:
         return None
     example = waiting[0]
     raise_it = f"Where that is no fault, set {LIMIT_VARIABLE} to more than its {limit:g} seconds."
-    still = [r for r in reports if (r.stopped or not r.waits) and r.still >= limit and not r.goodbye]
+    still = [r for r in reports if not r.waits and r.still >= limit and not r.goodbye]
     if still:
         one = max(still, key=lambda report: (report.stopped, report.still))
         how = "has been stopped (by SIGSTOP, or a debugger)" if one.stopped else "has not moved"

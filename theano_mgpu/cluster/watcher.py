@@ -17,7 +17,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from theano_mgpu.cluster.state import State
@@ -65,13 +65,14 @@ class _Watched:
         self._when = 0.0
         self._moves = -1
         self._looked = self._moved = self._running = time.monotonic()
-        # Two become readable at the rank's end. The pipe is first: the kernel closes a process's files, the youngest
-        # first, before it is gone, and by an older file the launcher sees it and kills the other ranks. (A child of the
-        # rank may hold the pipe too.) The other two are None where there is no Linux.
-        self._pipe: int | None = task["pipe"]
         self._end: int | None = task["end"]
         self._stat: int | None = task["stat"]
-        self._closed = 0.0
+        # Ranks whose files close, and when. Launchers kill all ranks of a host within microseconds of the first one's
+        # end, and watchers may have to wait for a core: but what becomes ready first, epoll gives first. A pipe is
+        # closed before its process is gone, and as files close the youngest first, before the launcher's own.
+        self.closed: dict[int, float] = {}
+        self._pipes = {descriptor: rank for rank, descriptor in task["pipes"]}
+        self._closings = _closings_of(self._pipes) if self._pipes else None
 
     @property
     def gone(self) -> bool:
@@ -80,12 +81,14 @@ class _Watched:
     def wait(self, others: Sequence[int]) -> list[int]:
         """For a tick, the rank's end, or until something comes on one of the others: on which."""
         poll = select.poll()
-        for descriptor in (self._pipe, self._end, *others):
+        for descriptor in (self._closings, self._end, *others):
             if descriptor is not None:
                 poll.register(descriptor, select.POLLIN)
         ready = [descriptor for descriptor, _ in poll.poll(_TICK * 1000)]
-        if self._pipe in ready:
-            self._pipe, self._closed = None, time.monotonic()
+        if self._closings is not None:
+            for descriptor, _ in self._closings.poll(0):
+                self._closings.unregister(descriptor)
+                self.closed[self._pipes[descriptor]] = time.monotonic()
         return [descriptor for descriptor in ready if descriptor in others]
 
     def report(self) -> Report:
@@ -99,7 +102,7 @@ class _Watched:
             os.close(self._end)
             self._end = None
         if (gone or error) and not self._when:
-            self._when = self._closed or now
+            self._when = now
         stopped = letter in ("T", "t") and not gone
         if mark.moves != self._moves:
             self._moves, self._moved = mark.moves, now
@@ -139,6 +142,13 @@ class _Watched:
         return fields[0].decode(), int(fields[49]) if fields[0] == b"Z" else None
 
 
+def _closings_of(pipes: Iterable[int]) -> select.epoll:
+    closings = select.epoll()
+    for descriptor in pipes:
+        closings.register(descriptor, select.EPOLLHUP)
+    return closings
+
+
 def _status_of_the_gone(pidfd: int) -> int | None:
     """What a process left to its parent, which has asked for it by now. Linux 6.15 or newer; elsewhere None."""
     asked_for = 1 << 3  # PIDFD_INFO_EXIT
@@ -159,6 +169,7 @@ class _Hub:
         self._watched, self._task, self._listener = watched, task, listener
         self._reports: dict[int, Report] = {}
         self._heard: dict[int, float] = {}
+        self._closed: dict[int, float] = {}
         self._behind: dict[int, float] = {}  # how far a watcher's clock is behind this one's
         self._lines: dict[int, _Lines] = {}
         self._names: dict[int, int] = {}  # file descriptor to rank
@@ -174,10 +185,8 @@ class _Hub:
             own = self._watched.report()
             judged = now = time.monotonic()
             self._reports[own.rank], self._heard[own.rank] = own, now
-            reports = [
-                report._replace(silent=0.0 if report.gone else now - self._heard[rank])
-                for rank, report in sorted(self._reports.items())
-            ]
+            self._closed |= self._watched.closed
+            reports = [self._seen(rank, now) for rank in sorted(self._reports)]
             if why := sentence(reports, size, now, self._task["limit"]):
                 _say(why)
                 self._tell("stop")
@@ -195,6 +204,12 @@ class _Hub:
                     f"hangs, nobody says so. TCP connections to rank 0's host ({own.host}) must be allowed."
                 )
                 told = True
+
+    def _seen(self, rank: int, now: float) -> Report:
+        report = self._reports[rank]
+        if not report.gone:
+            return report._replace(silent=now - self._heard[rank])
+        return report._replace(when=report.when if report.error else self._closed.get(rank, report.when))
 
     def _listen(self) -> None:
         listeners = [] if self._listener is None else [self._listener.fileno()]
@@ -230,6 +245,7 @@ class _Hub:
         self._behind[report.rank] = behind = min(behind, self._behind.get(report.rank, behind))
         self._names[descriptor], self._heard[report.rank] = report.rank, now
         self._reports[report.rank] = report._replace(when=report.when + behind)
+        self._closed |= {rank: when + behind for rank, when in message["closed"]}
 
     def _tell(self, word: str) -> None:
         for lines in self._lines.values():
@@ -244,11 +260,12 @@ def _report_to_hub(watched: _Watched, connection: socket.socket, task: dict[str,
     while True:
         ready = watched.wait([connection.fileno()])
         report = watched.report()
-        news = (report.error, report.goodbye, report.gone)
+        closed = list(watched.closed.items())
+        news = (report.error, report.goodbye, report.gone, closed)
         now = time.monotonic()
         try:
             if news != said or now - spoke > _BEAT:
-                message = {"key": task["key"], "now": now, "report": report}
+                message = {"key": task["key"], "now": now, "report": report, "closed": closed}
                 connection.sendall(json.dumps(message).encode() + b"\n")
                 said, spoke = news, now
             if ready:

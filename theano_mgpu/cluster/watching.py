@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import math
 import os
 import secrets
+import select
 import socket
 import struct
 import subprocess
@@ -41,7 +43,9 @@ def watched(cluster: Cluster) -> State:
 
     Raises ValueError on all of them if rank 0's THEANO_MGPU_RANK_TIMEOUT is no number of seconds above 0.
     """
-    one_machine = len(set(cluster.gathered(_place()))) == 1
+    alive, held = os.pipe()  # held by this process until it is no more
+    places = cluster.gathered((_place(), os.getpid(), held))
+    one_machine = len({network for (network, _), _, _ in places}) == 1
     listener, task = _hub(one_machine) if cluster.rank == 0 else (None, None)
     task = cluster.from_first(task)
     try:
@@ -55,26 +59,44 @@ def watched(cluster: Cluster) -> State:
         )
     memory = _shared_memory()
     state = State(memory)
-    pipe, _ = os.pipe()  # whose other end this process holds until it is no more
-    files = {"memory": memory, "pipe": pipe, "end": _end(), "stat": _stat()}
+    files = {"memory": memory, "end": _end(), "stat": _stat()}
     if listener is not None:
         files["listener"] = listener.detach()
+    pipes = _pipes(places, cluster.rank, alive)
     task |= {"limit": limit, "rank": cluster.rank, "size": cluster.size, "host": cluster.host, "process": os.getpid()}
-    descriptors = [descriptor for descriptor in files.values() if descriptor is not None]
-    _start(task | files, descriptors)
+    descriptors = [*(file for file in files.values() if file is not None), *(pipe for _, pipe in pipes)]
+    _start(task | files | {"pipes": pipes}, descriptors)
     for descriptor in descriptors:
         os.close(descriptor)
     _leave_word(state)
     return state
 
 
-def _place() -> tuple[str, int]:
-    """The same for processes that reach each other by loopback: containers share a host's name, not its network."""
-    try:
-        network = os.stat("/proc/self/ns/net").st_ino
-    except OSError:
-        network = 0
-    return socket.gethostname(), network
+def _place() -> tuple[Any, Any]:
+    """The same for processes that reach each other by loopback, and for those that see each other.
+
+    A host's name alone is not enough: containers may share it, but not its network.
+    """
+    spaces = []
+    for name in ("net", "pid"):
+        try:
+            spaces.append(os.stat(f"/proc/self/ns/{name}").st_ino)
+        except OSError:
+            spaces.append(0)
+    return (socket.gethostname(), spaces[0]), (socket.gethostname(), *spaces)
+
+
+def _pipes(places: list[tuple[Any, int, int]], rank: int, alive: int) -> list[tuple[int, int]]:
+    """The ranks of this host, and pipes that close when they end, for the first of them to watch; Linux."""
+    here = [other for other, ((_, host), _, _) in enumerate(places) if host == places[rank][0][1]]
+    pipes = []
+    if rank == here[0] and hasattr(select, "epoll"):
+        for other in here:
+            _, process, held = places[other]
+            with contextlib.suppress(OSError):
+                pipes.append((other, os.open(f"/proc/{process}/fd/{held}", os.O_RDONLY | os.O_NONBLOCK)))
+    os.close(alive)
+    return pipes
 
 
 def _hub(one_machine: bool) -> tuple[socket.socket, dict[str, Any]]:
