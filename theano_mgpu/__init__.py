@@ -3,7 +3,7 @@
 from theano_mgpu import data, init, layers, lowering, models, nn, recipes, report, schedules, training, updates
 from theano_mgpu.arguments import In
 from theano_mgpu.averages import average, grad, maximum, minimum, total
-from theano_mgpu.devices import Context, Contexts, contexts
+from theano_mgpu.devices import Context, Contexts, Rank, contexts
 from theano_mgpu.errors import (
     CutError,
     DamagedCheckpointError,
@@ -11,6 +11,7 @@ from theano_mgpu.errors import (
     DivergenceError,
     ImageError,
     NonFiniteError,
+    RankError,
     RanksDifferError,
     RecipeError,
     RunInUseError,
@@ -38,6 +39,8 @@ __all__ = [
     "NonFiniteError",
     "ParameterStore",
     "Plan",
+    "Rank",
+    "RankError",
     "RanksDifferError",
     "RecipeError",
     "RunInUseError",

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 
 from theano_mgpu.drawing.summary import size as in_words
-from theano_mgpu.errors import DeviceMemoryError
+from theano_mgpu.errors import DeviceMemoryError, RankError
 from theano_mgpu.plan import DeviceMemory
 from theano_mgpu.preparation import LimitReached
 
@@ -24,13 +24,21 @@ Need = Callable[[int], DeviceMemory]  # of so many shards
 class ShardCount:
     """How many shards a step cuts a batch into; ``asked`` is a number, or None for the smallest power of two that fits.
 
-    ``now`` is what the last batch was cut into, or the next will be.
+    ``now`` is what the last batch was cut into, or the next will be. ``agreed`` makes one number of what several
+    processes find.
     """
 
-    def __init__(self, step: str, asked: int | None, devices: int) -> None:
+    def __init__(
+        self,
+        step: str,
+        asked: int | None,
+        devices: int,
+        agreed: Callable[[Callable[[], int]], int] = lambda find: find(),
+    ) -> None:
         self._step = step
         self._asked = asked
         self._devices = devices
+        self._agreed = agreed
         self._largest: int | None = None  # examples of a shard, since memory ran out
         self._chosen: dict[int, int] = {}  # for batches of so many examples
         self._to_tell = ""
@@ -45,11 +53,16 @@ class ShardCount:
         """The same, for a batch that runs later."""
         count = self._chosen.get(examples)
         if count is None:
-            count = self._asked or self._smallest(examples, need, limit())
+            count = self._asked or self._agreed(lambda: self._smallest(examples, need, limit()))
             while self._largest is not None and -(-examples // count) > self._largest:
                 count *= 2
             self._chosen[examples] = count
         return count
+
+    @property
+    def is_found(self) -> bool:
+        """Whether the number is looked for, and was not asked for."""
+        return self._asked is None
 
     def halve(self, examples: int, error: Exception) -> None:
         """Smaller shards from now on. Raises DeviceMemoryError where they hold one example already."""
@@ -96,7 +109,7 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether a device ran out of memory; JAX has no type of its own for it."""
     if isinstance(error, jax.errors.JaxRuntimeError):
         return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
-    return isinstance(error, LimitReached)
+    return isinstance(error, LimitReached) or (isinstance(error, RankError) and error.out_of_memory)
 
 
 def _power_of_two(least: int) -> int:

@@ -102,10 +102,13 @@ def test_a_rank_that_hangs_is_named_and_who_waits_for_it(hangs: dict, how: str) 
     assert why is not None
     assert f"rank 2 (host a, process 10) {how}" in why
     assert "rank 0 (host a, process 10) waits for it in step 7 (gather)" in why
-    why = said(WAITS, {"still": 500.0, "stopped": True}, {**hangs, "stopped": False})
-    assert why is not None
-    assert "rank 1 (host a, process 10) has been stopped" in why  # rather than one that may wait for it in its own way
     assert "set THEANO_MGPU_RANK_TIMEOUT to more than its 300 seconds" in why
+
+
+def test_a_stopped_rank_is_named_before_one_that_may_need_it_too() -> None:
+    why = said(WAITS, {"still": 500.0}, {"still": 400.0, "stopped": True})
+    assert why is not None
+    assert "rank 2 (host a, process 10) has been stopped" in why
 
 
 def test_ranks_that_wait_at_different_places_are_all_named() -> None:

@@ -2,48 +2,87 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import pickle
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from theano_mgpu.cluster.state import State
+from theano_mgpu.errors import RankError
 
-__all__ = ["Cluster"]
+__all__ = ["Cluster", "Told", "together"]
 
 # One message of a small object; a longer one takes a second.
 _SMALL = 512
-# Seconds of waiting in which a rank looks again at once; then it leaves its core to ranks that compute.
-_EAGER = 0.001
-_NAP = 0.00005
+# Seconds since the last message in which a rank looks again at once; then it leaves its core to who computes.
+_EAGER = 0.005
+_NAP = 0.0001
+
+
+@contextmanager
+def together(cluster: Cluster | None, doing: str, **options: Any) -> Iterator[Told]:
+    """``Cluster.together``, of one process that is alone too: all that it tells is told by itself."""
+    if cluster is not None:
+        with cluster.together(doing, **options) as told:
+            yield told
+    else:
+        told = Told()
+        yield told
+        told.everyone = [told.own]
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """What other ranks may ask for, and how often it was put there anew."""
+
+    array: np.ndarray = field(default_factory=lambda: np.empty(0))
+    turn: int = 0
+
+
+@dataclass
+class Told:
+    """What a rank tells the others at the end of something that all do, and then what each has told."""
+
+    own: Any = None
+    everyone: list[Any] = field(default_factory=list)
 
 
 class Cluster:
     """This process, ``rank`` of ``size``, on ``host``. Every method is called by all ranks, in the same order."""
 
-    def __init__(self, communicator: Any) -> None:
+    def __init__(self, communicator: Any, status: Any) -> None:
         self._communicator = communicator
-        self._state: State | None = None
+        self._state = State()
         self.rank: int = communicator.Get_rank()
         self.size: int = communicator.Get_size()
         self.host = socket.gethostname()
+        #: What this rank has sent to others so far.
+        self.bytes_sent = 0
+        # What ranks ask each other for at any time has messages of its own.
+        self._questions, self._answers = communicator.Dup(), communicator.Dup()
+        self._offered: list[_Offer] = []
+        self._asked: list[tuple[int, int, int]] = []  # by whom, of which offer, since which turn
+        self._answering: list[Any] = []
+        self._status: Any = status
+        atexit.register(self._serve_until_all_end)
 
-    def watched(self, state: State | None) -> None:
-        """From here on this rank writes there where it is; None: nowhere."""
+    def watched(self, state: State) -> None:
+        """From here on this rank writes there where it is."""
         self._state = state
 
     def at(self, step: int | None = None, phase: str | None = None, run: str | None = None) -> None:
         """Say where this rank is, for the sentence if it dies or hangs: which step, which phase of it ("computing").
 
-        ``run`` is the run's folder, once known. A microsecond; what is not given stays as it was.
+        ``run`` is the run's folder, once known. Two microseconds; what is not given stays as it was.
         """
-        if self._state is not None:
-            self._state.at(step, phase, run)
+        self._state.at(step, phase, run)
 
     def gathered(self, value: Any) -> list[Any]:
         """What each rank gives, any object that can be pickled, by rank, on all of them."""
@@ -60,6 +99,32 @@ class Cluster:
         padded[: len(message)] = np.frombuffer(message, np.uint8)
         return [pickle.loads(row[:length]) for row, length in zip(self._all_gathered(padded), lengths, strict=True)]
 
+    @contextmanager
+    def together(
+        self, what: str, is_out_of_memory: Callable[[Exception], bool] = lambda error: False
+    ) -> Iterator[Told]:
+        """A block that succeeds on all ranks or fails on all: at its end each learns how it went for the others.
+
+        Raises what the block raised, and RankError where it did so on another rank only. ``what`` says what was done,
+        as in "while it computed step 3".
+        """
+        told = Told()
+        try:
+            yield told
+        except Exception as error:
+            self.gathered((f"{type(error).__name__}: {error}", is_out_of_memory(error)))
+            raise
+        answers = self.gathered((None, told.own))
+        for rank, (failure, out_of_memory) in enumerate(answers):
+            if failure is not None:
+                raise RankError(
+                    f"rank {rank} failed {what}, so that the other ranks cannot go on; no parameter was changed. "
+                    f"There it was {failure}",
+                    rank,
+                    out_of_memory=out_of_memory,
+                )
+        told.everyone = [answer for _, answer in answers]
+
     def from_first(self, value: Any) -> Any:
         """What rank 0 gives, on all ranks; the others' values do not count."""
         message = pickle.dumps(value) if self.rank == 0 else b""
@@ -69,7 +134,7 @@ class Cluster:
         if self.rank == 0:
             data[:] = np.frombuffer(message, np.uint8)
         self.wait([self._communicator.Ibcast(data, 0)])
-        return pickle.loads(data)
+        return pickle.loads(data.data)
 
     def all_gathered(self, array: np.ndarray) -> np.ndarray:
         """(ranks, *shape): every rank's array, of one shape and dtype on all."""
@@ -79,42 +144,92 @@ class Cluster:
 
     def send(self, array: np.ndarray, to: int, tag: int = 0) -> Any:
         """Begin to send contiguous memory; a request for ``wait``, until when the memory must stay as it is."""
+        self.bytes_sent += array.nbytes
         return self._communicator.Isend(_bytes_of(array), to, tag)
 
     def receive(self, array: np.ndarray, source: int, tag: int = 0) -> Any:
         """Begin to receive into contiguous memory; a request for ``wait``."""
         return self._communicator.Irecv(_bytes_of(array), source, tag)
 
+    def offer(self) -> int:
+        """A number under which other ranks may ask for an array of this one, the same on all."""
+        self._offered.append(_Offer())
+        return len(self._offered) - 1
+
+    def put_on_offer(self, number: int, array: np.ndarray) -> None:
+        """What other ranks get of this one from now on. They are served whenever this rank waits."""
+        self._offered[number] = _Offer(array, self._offered[number].turn + 1)
+
+    def fetch(self, number: int, into: Mapping[int, np.ndarray]) -> None:
+        """Other ranks' arrays of that offer, each into memory of its size; this rank alone may ask for it.
+
+        They are of the same turn as this rank's own: who has not put it on offer yet answers as soon as it has.
+        """
+        question = np.array([number, self._offered[number].turn], np.int64)
+        requests = []
+        for rank, memory in into.items():
+            if rank != self.rank and memory.size:
+                requests.append(self._answers.Irecv(_bytes_of(memory), rank, number))
+                requests.append(self._questions.Isend(question, rank))
+        self.wait(requests)
+
     def wait(self, requests: Sequence[Any]) -> None:
         """Until all are done. Ranks may share cores, so who waits long makes way for who computes."""
         if not requests:
             return
-        test_all = type(requests[0]).Testall
+        test_some = type(requests[0]).Testsome
         requests = list(requests)
-        begun = time.perf_counter()
-        while not test_all(requests):
-            if time.perf_counter() - begun > _EAGER:
-                break
-            os.sched_yield()
-        else:
-            return
-        with self.waiting():
-            while not test_all(requests):
-                time.sleep(_NAP)
+        left, since, waits = len(requests), time.perf_counter(), False
+        try:
+            while left:
+                if done := test_some(requests):
+                    left, since = left - len(done), time.perf_counter()
+                    if waits:
+                        self._state.waits(waits := False)
+                    continue
+                self._serve()
+                if time.perf_counter() - since > _EAGER:
+                    if not waits:
+                        self._state.waits(waits := True)
+                    time.sleep(_NAP)
+                else:
+                    os.sched_yield()
+        finally:
+            if waits:
+                self._state.waits(False)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Inside, this thread needs other ranks to go on, as it says to its watcher. ``wait`` says so by itself."""
-        if self._state is None:
-            yield
-            return
+        """Inside, this thread needs other ranks to go on, as its watcher then knows. ``wait`` says so by itself."""
         self._state.waits(True)
         try:
             yield
         finally:
             self._state.waits(False)
 
+    def _serve(self) -> None:
+        """Answer what other ranks have asked for."""
+        while self._questions.Iprobe(status=self._status):
+            question = np.empty(2, np.int64)
+            self._questions.Recv(question, self._status.Get_source())
+            self._asked.append((self._status.Get_source(), int(question[0]), int(question[1])))
+        for asked in list(self._asked):
+            rank, number, turn = asked
+            if self._offered[number].turn >= turn:
+                self._asked.remove(asked)
+                offered = self._offered[number].array
+                self.bytes_sent += offered.nbytes
+                self._answering.append(self._answers.Isend(_bytes_of(offered), rank, number))
+        if self._answering:
+            self._answering = [answer for answer in self._answering if not answer.Test()]
+
+    def _serve_until_all_end(self) -> None:
+        # Not among the messages of a step: a rank that ends early would be taken to answer there, with nothing.
+        self.wait([self._answers.Ibarrier()])
+        self.wait(self._answering)
+
     def _all_gathered(self, data: np.ndarray) -> np.ndarray:
+        self.bytes_sent += data.nbytes * (self.size - 1)
         rows = np.empty((self.size, data.size), np.uint8)
         self.wait([self._communicator.Iallgather(data, rows)])
         return rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import struct
 import threading
+import time
 from typing import NamedTuple
 
 __all__ = ["SIZE", "Mark", "State"]
@@ -12,7 +13,8 @@ __all__ = ["SIZE", "Mark", "State"]
 SIZE = 4 * 4096
 # How often it moved, step (-1: none yet), how many threads wait for other ranks, phase.
 _MARK = struct.Struct("<QqB47s")
-_GOODBYE, _RUN, _ERROR = 64, 128, 4096
+_GOODBYE, _FAILED, _RUN, _ERROR = 64, 72, 128, 4096
+_SECONDS = struct.Struct("<d")
 _LENGTH = struct.Struct("<I")
 
 
@@ -26,9 +28,9 @@ class Mark(NamedTuple):
 
 
 class State:
-    """The page, as the rank writes it and the watcher reads it; of the file ``descriptor``, ``SIZE`` bytes long."""
+    """As the rank writes it and the watcher reads it, in a file of ``SIZE`` bytes; without one nobody else reads it."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int = -1) -> None:
         self._memory = mmap.mmap(descriptor, SIZE)
         self._moves, self._step, self._phase, self._waiting = 0, -1, b"start", 0
         self._one_at_a_time = threading.Lock()
@@ -51,6 +53,7 @@ class State:
 
     def fails(self, error: str) -> None:
         """The rank ends by an exception."""
+        _SECONDS.pack_into(self._memory, _FAILED, time.monotonic())
         self._write(_ERROR, error, SIZE - _ERROR)
 
     def says_goodbye(self) -> None:
@@ -73,6 +76,11 @@ class State:
     @property
     def error(self) -> str:
         return self._read(_ERROR)
+
+    @property
+    def failed(self) -> float:
+        """When it ended by that error, by this machine's ``time.monotonic``."""
+        return float(_SECONDS.unpack_from(self._memory, _FAILED)[0])
 
     @property
     def goodbye(self) -> bool:

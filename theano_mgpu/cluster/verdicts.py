@@ -82,7 +82,7 @@ def _who_ended(reports: Sequence[Report], now: float) -> str | None:
     first = min(ends, key=lambda report: (_follows(report), report.when))
     if now - first.when < (_SAME_EXCEPTION if first.error else _SETTLES.get(_signal(first) or 0, 0.0)):
         return None
-    if False and all(_was_asked(r) or _at_its_end(r) for r in reports):
+    if _was_asked(first) and all(_was_asked(r) or _at_its_end(r) for r in reports):
         return None  # by a person or a batch system: all of them
     alike = [r for r in ends if first.error and r.error.split("\n")[0] == first.error.split("\n")[0]]
     if len(alike) > 1:

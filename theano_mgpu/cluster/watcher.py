@@ -102,7 +102,7 @@ class _Watched:
             os.close(self._end)
             self._end = None
         if (gone or error) and not self._when:
-            self._when = now
+            self._when = self._state.failed if error else now
         stopped = letter in ("T", "t") and not gone
         if mark.moves != self._moves:
             self._moves, self._moved = mark.moves, now
