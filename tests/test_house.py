@@ -56,6 +56,7 @@ ROOMS = [
     "frontend",
     "verification",
     "updates",
+    "exchange",
     "schedules",
     "init",
     "layers",
