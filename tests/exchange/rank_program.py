@@ -1,4 +1,4 @@
-"""What one rank of the tests does, under mpiexec: ``python rank_program.py FOLDER``; its results are FOLDER/RANK.npz."""
+"""What one rank of the tests does under mpiexec, given a folder; its results are FOLDER/RANK.pickle."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def added(rank: int, rule: str) -> dict[str, np.ndarray]:
 def resumed(rank: int, rule: str) -> dict[str, np.ndarray]:
     """Parameters in the end of a run that goes on from a checkpoint of step 4, and of one that was not stopped."""
     store = tm.ParameterStore(seed=0)
-    x, y = pt.matrix("x", dtype="float32"), pt.matrix("y", dtype="float32")
+    x, y = pt.tensor("x", shape=(None, 4), dtype="float32"), pt.matrix("y", dtype="float32")
     logits = tm.layers.dense(store, "out", tm.layers.batch_norm(store, "norm", x, train=True), 3)
     loss = pt.sqr(logits - y).mean()
     updates = tm.updates.momentum(loss, store.trainable(), RATE) | store.updates()

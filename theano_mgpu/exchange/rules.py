@@ -153,7 +153,7 @@ def compressed(
     ICML 2019, algorithm 2; of both ways, Tang et al., "DoubleSqueeze", ICML 2019, algorithm 1.
     """
     every = positive("compressed(): every", every)
-    if dtype not in _DTYPES:
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise ValueError(f'compressed(): dtype: expected "bfloat16" or "float16", got {dtype!r}.')
     ranks, parameters = _started("compressed", step, params, every=every, dtype=dtype)
     for name, variable in parameters.variables.items():
