@@ -16,7 +16,7 @@ from theano_mgpu import (
 )
 from theano_mgpu.arguments import In
 from theano_mgpu.averages import average, grad, maximum, minimum, total
-from theano_mgpu.devices import Context, Contexts, contexts
+from theano_mgpu.devices import Context, Contexts, Rank, contexts
 from theano_mgpu.errors import (
     CutError,
     DamagedCheckpointError,
@@ -24,6 +24,7 @@ from theano_mgpu.errors import (
     DivergenceError,
     ImageError,
     NonFiniteError,
+    RankError,
     RecipeError,
     RunInUseError,
     UnsupportedGraphError,
@@ -50,6 +51,8 @@ __all__ = [
     "NonFiniteError",
     "ParameterStore",
     "Plan",
+    "Rank",
+    "RankError",
     "RecipeError",
     "RunInUseError",
     "Step",

@@ -103,7 +103,9 @@ class Signature:
     arguments: tuple[Argument, ...]
     split: tuple[Variable, ...]
 
-    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[Variable, np.ndarray]:
+    def bind(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], *, may_be_empty: bool = False
+    ) -> dict[Variable, np.ndarray]:
         """Values of the right dtypes and shapes for every input, or an error that names the one that is not."""
         given = self._by_variable(args, kwargs)
         values = {
@@ -112,7 +114,7 @@ class Signature:
             else argument.default
             for position, argument in enumerate(self.arguments)
         }
-        self._check_lengths(values)
+        self._check_lengths(values, may_be_empty)
         return values
 
     def shapes(self, examples: int, given: Mapping[str, Sequence[int]]) -> dict[Variable, tuple[int, ...]]:
@@ -175,13 +177,13 @@ class Signature:
             raise TypeError(f"{self.step}(): missing {', '.join(missing)}; it takes {', '.join(names)}.")
         return given
 
-    def _check_lengths(self, values: Mapping[Variable, np.ndarray]) -> None:
+    def _check_lengths(self, values: Mapping[Variable, np.ndarray], may_be_empty: bool) -> None:
         first: tuple[str, int] | None = None
         for position, argument in enumerate(self.arguments):
             if argument.variable not in self.split:
                 continue
             label, length = argument.label(position), len(values[argument.variable])
-            if length == 0:
+            if length == 0 and not may_be_empty:
                 raise ValueError(f"{self.step}(): {label} is an empty batch; at least one example is needed.")
             if first is None:
                 first = label, length

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,45 +15,57 @@ from theano_mgpu.lending import Loan, are_lendable, lend, peek
 from theano_mgpu.mirror import Mirrors, as_numpy, fetched, write
 from theano_mgpu.vectors import Slot, parts_of, variables_of
 
-__all__ = ["NewValue", "commit", "new_values", "non_finite"]
+__all__ = ["NewValue", "addresses_of", "commit", "new_values", "non_finite"]
 
 
 @dataclass(frozen=True)
 class NewValue:
-    """What a slot's variables become: an array on the devices, and on the host where it is not lent."""
+    """What a slot's variables become: an array on the devices, and on the host where it is not lent.
+
+    ``to_host`` makes the host's value of what is lent.
+    """
 
     slot: Slot
     array: jax.Array
     host: np.ndarray | None
+    to_host: Callable[[Any], np.ndarray] = lambda array: as_numpy(array, set())
 
 
 def new_values(
     slots: Sequence[Slot], arrays: Sequence[jax.Array], shared: Sequence[SharedVariable], *, lending: bool
 ) -> list[NewValue]:
     """The slots' new values; ``shared`` are variables whose memory is still needed."""
-    taken = {value.ctypes.data for v in shared if isinstance(value := peek(v), np.ndarray)}
+    taken = addresses_of(shared)
     return [
         NewValue(slot, array, None if lending and are_lendable(variables_of(slot)) else as_numpy(array, taken))
         for slot, array in zip(slots, arrays, strict=True)
     ]
 
 
-def non_finite(values: Sequence[NewValue], flags: Sequence[jax.Array]) -> list[SharedVariable]:
-    """The variables that would become NaN or infinite. ``flags`` say it of whole slots where the devices looked."""
+def addresses_of(variables: Sequence[SharedVariable]) -> set[int]:
+    """Where the variables' values are in memory."""
+    return {value.ctypes.data for v in variables if isinstance(value := peek(v), np.ndarray)}
+
+
+def non_finite(values: Sequence[NewValue], flags: Sequence[jax.Array]) -> list[int]:
+    """What would become NaN or infinite, by the numbers of the slots' variables, of all in a row.
+
+    ``flags`` say it of whole slots where the devices looked.
+    """
     ok = fetched(flags) if flags else are_finite([v.host for v in values if v.host is not None])
-    bad = [value for value, is_ok in zip(values, ok, strict=True) if not is_ok]
-    return [
-        variable
-        for value in bad
-        for variable, part in zip(variables_of(value.slot), parts_of(value.slot, _on_host(value)), strict=True)
-        if not is_finite(part)
-    ]
+    found, number = [], 0
+    for value, is_ok in zip(values, ok, strict=True):
+        if not is_ok:
+            parts = parts_of(value.slot, _on_host(value))
+            found += [number + i for i, part in enumerate(parts) if not is_finite(part)]
+        number += len(variables_of(value.slot))
+    return found
 
 
 def commit(values: Sequence[NewValue], mirrors: Mirrors) -> None:
     for value in values:
         if value.host is None:
-            lend(Loan(value.slot, value.array, lambda array: as_numpy(array, set())))
+            lend(Loan(value.slot, value.array, value.to_host))
             continue
         parts = parts_of(value.slot, value.host)
         for variable, part in zip(variables_of(value.slot), parts, strict=True):

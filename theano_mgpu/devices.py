@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from typing import overload
 
 import jax
 
+from theano_mgpu.cluster import Cluster, cluster, require_one_place_each, start_jax
 from theano_mgpu.host_memory import give_back_large_blocks
 
-__all__ = ["Context", "Contexts", "contexts"]
+__all__ = ["Context", "Contexts", "Rank", "contexts"]
 
 _SYNTAX = (
     'Expected "cpu:4" (four simulated devices), "cuda" (every GPU), "cuda:0,2" (two of them), "cuda0", '
@@ -52,10 +54,26 @@ class Context:
         return f"{self.name} ({self.device.device_kind}, {self.device})"
 
 
-class Contexts(Sequence[Context]):
-    """Devices of one platform, in order: shard ``i`` of a batch goes to context ``i``. A slice is contexts again."""
+@dataclass(frozen=True)
+class Rank:
+    """One of the processes that mpirun started: its number, its host's name, and its contexts' names."""
 
-    def __init__(self, members: Sequence[Context]) -> None:
+    number: int
+    host: str
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"rank {self.number} ({self.host})"
+
+
+class Contexts(Sequence[Context]):
+    """Devices of one platform, in order: shard ``i`` of a batch goes to context ``i``. A slice is contexts again.
+
+    Under mpirun the members are this process's own devices, and ``ranks`` says which all ranks have: shards are
+    numbered over those, rank after rank. Every rank slices its contexts in the same way.
+    """
+
+    def __init__(self, members: Sequence[Context], ranks: Sequence[Rank] = (), cluster: Cluster | None = None) -> None:
         if not members:
             raise ValueError("contexts: expected at least one device, got none.")
         for what, seen in (("name", [c.name for c in members]), ("device", [c.device for c in members])):
@@ -63,6 +81,8 @@ class Contexts(Sequence[Context]):
                 if seen.count(item) > 1:
                     raise ValueError(f"contexts: the {what} {item} stands {seen.count(item)} times; give each once.")
         self._members = tuple(members)
+        self.cluster = cluster
+        self.ranks = tuple(ranks) or (Rank(0, "localhost", tuple(context.name for context in members)),)
 
     @overload
     def __getitem__(self, index: int) -> Context: ...
@@ -72,7 +92,8 @@ class Contexts(Sequence[Context]):
     def __getitem__(self, index: str) -> Context: ...
     def __getitem__(self, index: int | slice | str) -> Context | Contexts:
         if isinstance(index, slice):
-            return Contexts(self._members[index])
+            ranks = [dataclasses.replace(rank, names=rank.names[index]) for rank in self.ranks]
+            return Contexts(self._members[index], ranks, self.cluster)
         if isinstance(index, str):
             for context in self._members:
                 if context.name == index:
@@ -87,10 +108,30 @@ class Contexts(Sequence[Context]):
         return iter(self._members)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Contexts) and self._members == other._members
+        return isinstance(other, Contexts) and (self._members, self.ranks) == (other._members, other.ranks)
 
     def __hash__(self) -> int:
-        return hash(self._members)
+        return hash((self._members, self.ranks))
+
+    @property
+    def rank(self) -> int:
+        """This process's number among ``ranks``; 0 where it is alone."""
+        return self.cluster.rank if self.cluster else 0
+
+    @property
+    def local(self) -> Contexts:
+        """The same devices without the other ranks': a step over them is this rank's own."""
+        return Contexts(self._members) if self.cluster else self
+
+    @property
+    def everywhere(self) -> Contexts:
+        """The devices of all ranks as JAX sees them, for programs that run on all of them together."""
+        return _everywhere(self) if self.cluster else self
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many devices each rank has."""
+        return tuple(len(rank.names) for rank in self.ranks)
 
     @property
     def names(self) -> list[str]:
@@ -105,7 +146,8 @@ class Contexts(Sequence[Context]):
         return self[0].platform
 
     def __repr__(self) -> str:
-        return f"<contexts {', '.join(self.names)}>"
+        among = f" of rank {self.rank} among {len(self.ranks)}" if self.cluster else ""
+        return f"<contexts {', '.join(self.names)}{among}>"
 
     def __str__(self) -> str:
         rows = [("context", "platform", "device", "memory in use", "limit")]
@@ -115,7 +157,32 @@ class Contexts(Sequence[Context]):
             rows.append((context.name, context.platform, context.device.device_kind, _size(in_use), _size(limit)))
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+        table = "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+        return f"{self._layout()}\n{table}" if self.cluster else table
+
+    def _layout(self) -> str:
+        """Of all ranks a line, this one's marked."""
+        hosts = len({rank.host for rank in self.ranks})
+        first = f"{sum(self.counts)} devices of {len(self.ranks)} ranks on {hosts} node{'s' if hosts > 1 else ''}"
+        own = ["  <- this rank, whose devices are:" if rank.number == self.rank else "" for rank in self.ranks]
+        return "\n".join(
+            [first, *(f"  {rank}: {', '.join(rank.names)}{mark}" for rank, mark in zip(self.ranks, own, strict=True))]
+        )
+
+
+@functools.cache
+def _everywhere(own: Contexts) -> Contexts:
+    """In the order of the ranks. JAX numbers a process's devices in their order."""
+    devices = jax.devices(own[0].platform)
+    of_ranks = [[device for device in devices if device.process_index == rank.number] for rank in own.ranks]
+    positions = [of_ranks[own.rank].index(context.device) for context in own]
+    return Contexts(
+        [
+            Context(f"{name} of rank {rank.number}", of_rank[position], own[0].limit)
+            for rank, of_rank in zip(own.ranks, of_ranks, strict=True)
+            for name, position in zip(rank.names, positions, strict=True)
+        ]
+    )
 
 
 def _size(count: int | None) -> str:
@@ -135,8 +202,27 @@ def contexts(spec: str | None = None, memory: int | str | None = None) -> Contex
     ``memory``, and RuntimeError for more simulated devices than were made when JAX started: their number is fixed then.
     """
     limit = None if memory is None else _bytes(memory)
-    found = _contexts(spec)
-    return Contexts([dataclasses.replace(context, limit=limit) for context in found]) if limit else found
+    others = cluster()
+    if others:
+        start_jax(others, simulated=_simulated(spec))
+    found = list(_contexts(spec))
+    if limit:
+        found = [dataclasses.replace(context, limit=limit) for context in found]
+    return _among_ranks(found, others) if others else Contexts(found)
+
+
+def _among_ranks(own: Sequence[Context], others: Cluster) -> Contexts:
+    """With what each rank has. Raises ValueError where two have the same GPU, or another kind of device."""
+    rank = Rank(others.rank, others.host, tuple(context.name for context in own))
+    everyone = others.gathered((rank, own[0].platform, [context.device.local_hardware_id for context in own]))
+    require_one_place_each([(rank.host, platform, places) for rank, platform, places in everyone])
+    return Contexts(own, [rank for rank, _, _ in everyone], others)
+
+
+def _simulated(spec: str | None) -> int:
+    """How many simulated devices a specification asks for."""
+    counts = [int(match[1]) for match in re.finditer(r"cpu:(\d+)", spec or "")]
+    return max(counts, default=1)
 
 
 def _contexts(spec: str | None) -> Contexts:
@@ -219,7 +305,7 @@ def _device(name: str, spec: str) -> jax.Device:
 
 def _devices(platform: str) -> list[jax.Device]:
     try:
-        return list(jax.devices(_PLATFORMS[platform]))
+        return list(jax.local_devices(backend=_PLATFORMS[platform]))
     except RuntimeError:
         return []
 

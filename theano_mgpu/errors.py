@@ -9,6 +9,7 @@ ValueError
 ├── ImageError            bytes that are no image, a damaged one, or one with too many pixels
 └── RecipeError           a recipe with a setting that is not known, of another type, or out of range
 RuntimeError
+├── RankError             another of mpirun's ranks failed, so that this one could not go on
 └── RunInUseError         another process, or this one, trains in the same run folder
 NotImplementedError
 └── UnsupportedGraphError a graph with a node that cannot run on the devices
@@ -25,6 +26,7 @@ __all__ = [
     "DivergenceError",
     "ImageError",
     "NonFiniteError",
+    "RankError",
     "RecipeError",
     "RunInUseError",
     "UnsupportedGraphError",
@@ -53,6 +55,18 @@ class ImageError(ValueError):
 
 class RecipeError(ValueError):
     """A recipe has a setting that is not known, of another type, or out of range."""
+
+
+class RankError(RuntimeError):
+    """Another of mpirun's ranks failed in what all do together; no parameter was changed on any.
+
+    ``rank`` is its number; ``out_of_memory`` says whether a device's memory was not enough.
+    """
+
+    def __init__(self, message: str, rank: int, *, out_of_memory: bool = False) -> None:
+        super().__init__(message)
+        self.rank = rank
+        self.out_of_memory = out_of_memory
 
 
 class RunInUseError(RuntimeError):

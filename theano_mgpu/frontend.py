@@ -11,6 +11,7 @@ from theano_mgpu import devices
 from theano_mgpu.arguments import parse_inputs, without_implicit
 from theano_mgpu.cut import cut
 from theano_mgpu.devices import Context, Contexts
+from theano_mgpu.first_values import take_over_from_first
 from theano_mgpu.lowering.precision import named_precision
 from theano_mgpu.slices import look_ups_first, with_slices_looked_up
 from theano_mgpu.specification import (
@@ -38,6 +39,7 @@ def function(
     givens: Any = None,
     contexts: Contexts | Context | str | None = None,
     shards: int | str | None = None,
+    split_over: str = "devices",
     update_on: str = "host",
     precision: str = "float32",
     broadcast: Sequence[Variable] = (),
@@ -64,6 +66,9 @@ def function(
         may be larger than their memory. "auto": the smallest power of two with which every device's memory suffices
         (``step.plan``). For a power of two the result is the same to the bit on any power of two of devices of one
         kind. Where a device runs out of memory all the same, the step goes on with twice as many.
+    split_over: under mpirun, "devices": all ranks give the same batch, of which each computes its part; or "ranks":
+        each gives its own part (``step.part`` says which that is), and gets its own rows of outputs that keep the batch
+        axis. Parts may have different sizes, or none. Without mpirun both are the same.
     update_on: "host", or "device" where the averages are taken between the devices and each applies the update.
     precision: in which the part below the averages computes what the graph declares float32. "float32": so.
         "bfloat16": products and convolutions take bfloat16 operands, add up in float32, and activations and their
@@ -82,6 +87,7 @@ def function(
     reject_unknown(unknown)
     computed_in = named_precision(precision)
     require_one_of("update_on", update_on, ("host", "device"))
+    require_one_of("split_over", split_over, ("devices", "ranks"))
     require_one_of("nonfinite", nonfinite, ("raise", "skip", "ignore"))
     require_one_of("on_unused_input", on_unused_input, ("raise", "warn", "ignore"))
     if contexts is None or isinstance(contexts, str):
@@ -106,22 +112,26 @@ def function(
     new_values = with_default_updates(graph[:count], new_values, givens, variables)
     check_used(arguments, [*graph[:count], *new_values.values(), *slices.bounds], on_unused_input, slices.rows)
     parts = cut([*variables, *slices.rows], graph[:count], new_values, broadcast)
-    return Step(
+    step = Step(
         parts,
         arguments,
         form,
         contexts,
         slices=slices,
         shards=_shard_count(shards, contexts),
+        split_over=split_over,
         update_on=update_on,
         precision=computed_in,
         nonfinite=nonfinite,
         name=name or "step",
     )
+    if contexts.cluster is not None:
+        take_over_from_first(contexts.cluster, step.get_shared())
+    return step
 
 
 def _shard_count(shards: int | str | None, contexts: Contexts) -> int | None:
     """None where the step finds it."""
     if shards is None:
-        return len(contexts)
+        return sum(contexts.counts)
     return None if shards == "auto" else positive("shards", shards, otherwise=' or "auto"')

@@ -51,7 +51,7 @@ AXIS = "shards"
 
 def host_device() -> jax.Device:
     """JAX's device for the host's own memory."""
-    return jax.devices("cpu")[0]
+    return jax.local_devices(backend="cpu")[0]
 
 
 def read(variable: SharedVariable) -> Any:

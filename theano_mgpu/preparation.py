@@ -18,15 +18,15 @@ from theano_mgpu.cut import Cut
 from theano_mgpu.devices import Contexts
 from theano_mgpu.drawing.summary import size as in_words
 from theano_mgpu.errors import DeviceMemoryError
-from theano_mgpu.gather.host import rows_like
 from theano_mgpu.host_memory import host_memory
 from theano_mgpu.launch import AHEAD, rounds_at_a_time
 from theano_mgpu.lending import peek
-from theano_mgpu.mirror import on_each, on_every
+from theano_mgpu.mirror import on_every
 from theano_mgpu.pieces import bytes_on_each, pieces_like
 from theano_mgpu.plan import DeviceMemory, HostMemory, Plan, held_gradients
 from theano_mgpu.programs import DeviceProgram, ProgramMemory, UpdateProgram
 from theano_mgpu.resident_data import ResidentData
+from theano_mgpu.shares import Alone
 from theano_mgpu.split import Round
 from theano_mgpu.vectors import Slot, Vector
 
@@ -57,6 +57,7 @@ class Preparation:
         mirrored: Sequence[Slot],
         update_placement: Sharding,
         contexts: Contexts,
+        shares: Alone,
         *,
         on_device: bool,
     ) -> None:
@@ -66,6 +67,7 @@ class Preparation:
         self._mirrored = mirrored
         self._update_placement = update_placement
         self._contexts = contexts
+        self._shares = shares
         self._on_device = on_device
         self._compiled: dict[Any, ProgramMemory] = {}
         self._compiling = threading.Lock()  # a thread that puts a batch may ask what it needs
@@ -191,14 +193,10 @@ class Preparation:
         ]
 
     def _update_like(self, shapes: Shapes) -> tuple[list[Any], list[Any], list[Any]]:
-        values, placement = self._device.values_like, self._update_placement
-        if self._on_device:
-            each = on_each(self._contexts)
-            rows = [[jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=each)] for value in values]
-        else:
-            rows = rows_like(values, self._contexts)
+        placement, rows = self._update_placement, self._shares.rows_like(self._device.values_like)
         whole = [_like(shapes[v], v, placement) for v in self._update.whole]
-        return rows, whole, [_shared_like(slot, placement) for slot in self._update.shared]
+        shared = [_shared_like(slot, placement) for slot in self._update.shared]
+        return rows, whole, self._shares.own_like(self._update.shared, shared)
 
 
 def _like(shape: tuple[int, ...], variable: Variable, placement: Sharding | None) -> jax.ShapeDtypeStruct:

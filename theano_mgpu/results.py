@@ -8,6 +8,7 @@ import numpy as np
 from pytensor.compile.sharedvalue import SharedVariable
 
 from theano_mgpu import split
+from theano_mgpu.cluster import Cluster
 from theano_mgpu.cut import Cut
 from theano_mgpu.errors import NonFiniteError
 from theano_mgpu.lowering.dispatch import Check
@@ -15,7 +16,14 @@ from theano_mgpu.mirror import fetched
 from theano_mgpu.programs import Flag, Report, ShardResults, Updated
 from theano_mgpu.split import Round
 
-__all__ = ["non_finite_error", "non_finite_shards", "outputs_of", "require_passed"]
+__all__ = [
+    "non_finite_error",
+    "non_finite_shards",
+    "of_all_ranks",
+    "outputs_of",
+    "per_example_outputs",
+    "require_passed",
+]
 
 
 def require_passed(step: str, found: Iterable[tuple[Sequence[Check], Sequence[Flag]]]) -> None:
@@ -30,10 +38,25 @@ def require_passed(step: str, found: Iterable[tuple[Sequence[Check], Sequence[Fl
                 raise check.error(f"{step}(): {check.message.format(**shown)}")
 
 
-def outputs_of(cut: Cut, turns: Sequence[Round], reports: Sequence[Report], updated: Updated) -> list[np.ndarray]:
-    """The caller's own arrays, in the order of the outputs."""
+def per_example_outputs(turns: Sequence[Round], reports: Sequence[Report]) -> list[np.ndarray]:
+    """Of this process's examples, in their order."""
     rounds = [fetched(part) for report in reports for part in report.per_example]
-    per_example = [split.in_order(turns, of_one) for of_one in zip(*rounds, strict=True)]
+    return [split.in_order(turns, of_one) for of_one in zip(*rounds, strict=True)]
+
+
+def of_all_ranks(cluster: Cluster, outputs: Sequence[np.ndarray], lengths: Sequence[int]) -> list[np.ndarray]:
+    """Per-example outputs of the whole batch, of which each rank has so many examples."""
+    found = []
+    for output in outputs:
+        padded = np.zeros((max(lengths), *output.shape[1:]), output.dtype)
+        padded[: len(output)] = output
+        everyone = cluster.all_gathered(padded)
+        found.append(np.concatenate([rows[:length] for rows, length in zip(everyone, lengths, strict=True)]))
+    return found
+
+
+def outputs_of(cut: Cut, per_example: Sequence[np.ndarray], updated: Updated) -> list[np.ndarray]:
+    """The caller's own arrays, in the order of the outputs."""
     single = [np.array(output) for output in fetched(updated.outputs)]
     return [(per_example if o.per_example else single)[o.index] for o in cut.outputs]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 
 from theano_mgpu.drawing.summary import size as in_words
-from theano_mgpu.errors import DeviceMemoryError
+from theano_mgpu.errors import DeviceMemoryError, RankError
 from theano_mgpu.plan import DeviceMemory
 from theano_mgpu.preparation import LimitReached
 
@@ -96,7 +96,7 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether a device ran out of memory; JAX has no type of its own for it."""
     if isinstance(error, jax.errors.JaxRuntimeError):
         return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
-    return isinstance(error, LimitReached)
+    return isinstance(error, LimitReached) or (isinstance(error, RankError) and error.out_of_memory)
 
 
 def _power_of_two(least: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import jax
@@ -15,7 +15,20 @@ from jax.sharding import Sharding
 from theano_mgpu.devices import Contexts
 from theano_mgpu.mirror import on_each, to_devices
 
-__all__ = ["Round", "in_order", "joint_round", "place", "placement", "rounds", "whole_batch_round"]
+__all__ = [
+    "Part",
+    "Round",
+    "idle_round",
+    "in_order",
+    "joint_round",
+    "parts_given",
+    "parts_of_batch",
+    "place",
+    "placement",
+    "rounds",
+    "rounds_of",
+    "whole_batch_round",
+]
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,80 @@ class Round:
     def live(self) -> tuple[int, ...]:
         """The devices with a shard of their own."""
         return tuple(device for device, weight in enumerate(self.weights) if weight > 0)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one rank computes of a batch: ``examples`` from ``start`` on, cut into ``shards``.
+
+    ``first_shard`` is the number of the first of these in the whole batch, which has ``total`` examples.
+    """
+
+    start: int
+    examples: int
+    first_shard: int
+    shards: int
+    total: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.examples
+
+
+@functools.lru_cache(maxsize=64)
+def parts_of_batch(examples: int, shards: int, counts: tuple[int, ...]) -> tuple[Part, ...]:
+    """Of a batch of ``examples`` in ``shards`` each rank's part, for ranks of so many devices each.
+
+    The devices of all ranks take neighbouring shards in their order, as those of one rank do, so each rank has the
+    shards that its devices would have if all were one rank's.
+    """
+    starts = [0, *accumulate(_sizes(examples, shards))]
+    return tuple(
+        Part(starts[first], starts[first + count] - starts[first], first, count, examples)
+        for first, count in _shards_of_ranks(shards, counts)
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def parts_given(lengths: tuple[int, ...], shards: int, counts: tuple[int, ...]) -> tuple[Part, ...]:
+    """Of a batch of which each rank has so many examples already: every rank cuts its own into its shards.
+
+    Where the lengths are those of ``parts_of_batch``, so are the parts, for powers of two of shards and devices.
+    """
+    starts = [0, *accumulate(lengths)]
+    return tuple(
+        Part(start, length, first, max(count, 1), starts[-1])
+        for start, length, (first, count) in zip(starts, lengths, _shards_of_ranks(shards, counts), strict=False)
+    )
+
+
+def _shards_of_ranks(shards: int, counts: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Of each rank the number of its first shard, and how many it has."""
+    places = -(-shards // sum(counts))
+    ends = [min(places * devices, shards) for devices in accumulate(counts, initial=0)]
+    return [(first, end - first) for first, end in pairwise(ends)]
+
+
+@functools.lru_cache(maxsize=64)
+def rounds_of(part: Part, devices: int, *, offset: int) -> tuple[Round, ...]:
+    """``rounds`` of a rank's part: shards are numbered in the whole batch, of which each has its weight.
+
+    ``offset`` is where the part begins in the arrays that the rank has.
+    """
+    return tuple(
+        replace(
+            turn,
+            shards=tuple(part.first_shard + number for number in turn.shards),
+            starts=tuple(offset + start for start in turn.starts),
+            weights=tuple(turn.size / part.total if weight else 0.0 for weight in turn.weights),
+        )
+        for turn in rounds(part.examples, part.shards, devices)
+    )
+
+
+def idle_round(size: int, devices: int) -> Round:
+    """The round of a rank that has no shard: it repeats the first examples with weight 0."""
+    return Round(0, size, (0,) * devices, (0,) * devices, (0.0,) * devices)
 
 
 @functools.lru_cache(maxsize=64)  # which every call of a step asks for anew
@@ -100,9 +187,9 @@ def _on_first_devices(size: int, count: int, number: int, start: int, examples: 
     )
 
 
-def whole_batch_round(devices: int) -> Round:
-    """The round of a step without split inputs: the first device computes, the others repeat it with weight 0."""
-    return Round(0, 0, (0,) * devices, (0,) * devices, (1.0,) + (0.0,) * (devices - 1))
+def whole_batch_round(devices: int, *, takes_part: bool = True) -> Round:
+    """The round of a step without split inputs: the first device computes, all others repeat it with weight 0."""
+    return Round(0, 0, (0,) * devices, (0,) * devices, (float(takes_part),) + (0.0,) * (devices - 1))
 
 
 def placement(contexts: Contexts) -> Sharding | None:
@@ -129,6 +216,8 @@ def in_order(turns: Sequence[Round], results: Sequence[np.ndarray]) -> np.ndarra
         for turn, rows in zip([part for turn in turns for part in turn.parts], results, strict=True)
         for device in turn.live
     }
+    if not shards:  # of a rank that has none
+        return results[0][:0]
     return np.concatenate([shards[number] for number in sorted(shards)])
 
 

@@ -6,6 +6,7 @@ import itertools
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,13 +20,14 @@ from pytensor.printing import debugprint
 from theano_mgpu import split
 from theano_mgpu.arguments import Argument, Signature
 from theano_mgpu.bundles import bundled
-from theano_mgpu.commit import NewValue, commit, new_values, non_finite
+from theano_mgpu.cluster import Told, together
+from theano_mgpu.commit import NewValue, commit
 from theano_mgpu.cut import Cut
+from theano_mgpu.dealing import BoundBatch, Dealing
 from theano_mgpu.devices import Contexts
 from theano_mgpu.drawing import Running, diagram, draw
 from theano_mgpu.errors import DeviceMemoryError, NonFiniteError, UnsupportedGraphError
 from theano_mgpu.gather.combination import combined
-from theano_mgpu.gather.host import rows_on_host
 from theano_mgpu.gather.tree import TreeSum
 from theano_mgpu.laps import Laps
 from theano_mgpu.launch import launched_ahead
@@ -49,8 +51,16 @@ from theano_mgpu.plan import DeviceMemory, Plan
 from theano_mgpu.preparation import Preparation, Shapes
 from theano_mgpu.programs import DeviceProgram, Report, ShardResults, Updated, UpdateProgram
 from theano_mgpu.resident_data import ResidentData
-from theano_mgpu.results import non_finite_error, non_finite_shards, outputs_of, require_passed
+from theano_mgpu.results import (
+    non_finite_error,
+    non_finite_shards,
+    of_all_ranks,
+    outputs_of,
+    per_example_outputs,
+    require_passed,
+)
 from theano_mgpu.shards import ShardCount, is_out_of_memory
+from theano_mgpu.shares import Alone, Shares
 from theano_mgpu.slices import Slices
 from theano_mgpu.specification import (
     Form,
@@ -70,13 +80,13 @@ class Attempt:
     outputs: list[np.ndarray]
 
 
-class SentBatch(dict[Variable, np.ndarray]):
+class SentBatch(BoundBatch):
     """A batch that is on the devices already, the inputs of each round of ``step``; ``step.put`` makes it."""
 
     def __init__(self, step: Step, values: Mapping[Variable, np.ndarray]) -> None:
         super().__init__(values)
         self.step = step
-        self.placed: dict[Round, list[Any]] = {}
+        self.placed: dict[tuple[int, tuple[int, ...]], list[Any]] = {}  # by a round's size and starts
 
 
 class Step:
@@ -91,6 +101,7 @@ class Step:
         *,
         slices: Slices,
         shards: int | None,
+        split_over: str,
         update_on: str,
         precision: Precision,
         nonfinite: str,
@@ -102,6 +113,7 @@ class Step:
             arguments,
             form,
             slices=slices,
+            split_over=split_over,
             update_on=update_on,
             precision=precision,
             nonfinite=nonfinite,
@@ -116,7 +128,7 @@ class Step:
         self._calls = 0
         self._laps = Laps()
         self._making = threading.Lock()
-        self._shard_count = ShardCount(name, shards, len(contexts))
+        self._shard_count = ShardCount(name, shards, sum(contexts.counts))
         self._form = form
         self._slices = slices
         self._signature = Signature(name, tuple(arguments), cut.split)
@@ -126,6 +138,7 @@ class Step:
         self._device_part = lower(cut.device, precision)
         is_scaled = precision.is_scaled and any(reduction.of_gradient for reduction in cut.reductions)
         self._loss_scale = LossScale() if is_scaled else None
+        self._dealing = Dealing(name, cut, contexts, split_over=split_over, joint=self.needs_one_round)
         self._make_programs()
 
     def _make_programs(self) -> None:
@@ -153,6 +166,7 @@ class Step:
             self.contexts if self._on_device else None,
             looks=self._lending and self._looks,
         )
+        self._shares = self._shared_out()
         self._preparation = Preparation(
             self.cut,
             self._program,
@@ -160,8 +174,16 @@ class Step:
             self._mirrored,
             self._update_mirrors.placement,
             self.contexts,
+            self._shares,
             on_device=self._on_device,
         )
+
+    def _shared_out(self) -> Alone:
+        contexts = self.contexts
+        if contexts.cluster is None or self._on_device:
+            return Alone(self._bundled, contexts, on_device=self._on_device, lending=self._lending)
+        placement = self._update_mirrors.placement
+        return Shares(contexts.cluster, self._bundled, contexts, placement, read=self.cut.device.shared)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One step; outputs come as numpy arrays."""
@@ -176,7 +198,7 @@ class Step:
                 if not is_out_of_memory(error) or not self.cut.split:
                     raise
                 self._require_separate_shards(error)
-                self._shard_count.halve(len(batch[self.cut.split[0]]), error)
+                self._shard_count.halve(self._dealing.examples(batch), error)
                 self._laps.end("compute")
         self._commit(attempt.new_values)
         self._shard_count.tell()
@@ -228,11 +250,23 @@ class Step:
         one's computation overlap. The arrays are copied, and are the caller's again. Another thread may do it while the
         step runs.
         """
-        batch = SentBatch(self, {v: np.array(value) for v, value in self._bound(args, kwargs).items()})
+        batch = SentBatch(self, {v: np.array(value) for v, value in self._values(args, kwargs).items()})
+        if self._dealing.by_ranks:  # of one length, until the call knows better
+            batch.lengths = (len(batch[self.cut.split[0]]),) * len(self.contexts.ranks)
         self._follow_shapes()
         with jax.enable_x64(True):
-            batch.placed = {turn: self._placed(turn, batch) for turn in self._split(batch, ahead=True)}
+            batch.placed = {
+                (turn.size, turn.starts): self._placed(turn, batch) for turn in self._split(batch, ahead=True)
+            }
         return batch
+
+    def part(self, batch_size: int) -> slice:
+        """Which of a batch's examples this process computes: all of them, or under mpirun its rank's part.
+
+        With split_over="ranks" they are what the step is to be called with.
+        """
+        part = self._dealing.part(positive("batch_size", batch_size), self.shards)
+        return slice(part.start, part.stop)
 
     @property
     def sends_ahead(self) -> bool:
@@ -265,29 +299,51 @@ class Step:
         self._follow_shapes()
         inputs = self._signature.shapes(batch_size, shapes) | dict.fromkeys(self._slices.rows, (batch_size,))
         shards = self._shards_for(batch_size, inputs)
-        return self._preparation.plan(batch_size, shards, self._turns(batch_size, shards), inputs)
+        return self._preparation.plan(batch_size, shards, self._dealing.turns(batch_size, shards), inputs)
 
-    def _attempt(self, batch: Mapping[Variable, np.ndarray]) -> Attempt:
-        """Nothing visible changes before the commit."""
+    def _attempt(self, batch: BoundBatch) -> Attempt:
+        """Nothing visible changes before the commit; under mpirun it is reached by all ranks or by none."""
         self._follow_shapes()
         with jax.enable_x64(True):
-            turns = self._split(batch)
-            shared = current(self._mirrored, self._mirrors, self.contexts)
-            self._laps.end("copy")
-            rows, reports = self._gather(turns, self._run(turns, batch, shared))
-            updated = self._apply(rows, batch)
-            self._laps.end("update")
-            found = [(report.checks, report.flags) for report in reports]
-            require_passed(self.name, [*found, (self._update.checks, updated.checks)])
-            values = self._new_values(turns, rows, updated, batch)
-            attempt = Attempt(values, outputs_of(self.cut, turns, reports, updated))
+            with self._together("while it computed", is_out_of_memory=is_out_of_memory) as told:
+                turns = self._split(batch)
+                shared = current(self._mirrored, self._mirrors, self.contexts)
+                self._laps.end("copy")
+                own, reports = self._gather(turns, self._run(turns, batch, shared))
+                require_passed(self.name, [(r.checks, r.flags) for t, r in zip(turns, reports, strict=True) if t.live])
+                told.own = self._shares.wanted_whole()
+            wanted_whole = [any(of_slot) for of_slot in zip(*told.everyone, strict=True)]
+            rows = self._shares.rows(own)
+            self._laps.end("gather")
+            with self._together("while it updated") as told:
+                updated = self._apply(rows, batch)
+                require_passed(self.name, [(self._update.checks, updated.checks)])
+                values = self._shares.new_values(updated.new_values, self.cut.host.shared, wanted_whole)
+                told.own = self._verdict(values, rows, updated)
+            attempt = Attempt(self._judged(values, told, turns, batch), self._outputs(batch, turns, reports, updated))
             self._laps.end("compute" if self._on_device else "update")
             return attempt
 
-    def _bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[Variable, np.ndarray]:
+    def _together(self, doing: str, **options: Any) -> AbstractContextManager[Told]:
+        return together(self.contexts.cluster, f"{doing} call {self._calls} of {self.name}()", **options)
+
+    def _bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> BoundBatch:
+        with self._together("with the inputs of") as told:
+            batch = self._values(args, kwargs)
+            told.own = len(batch[self.cut.split[0]]) if self.cut.split else 0
+        if self._dealing.by_ranks:
+            batch.lengths = tuple(told.everyone)
+            if self.cut.split and not sum(batch.lengths):
+                raise ValueError(f"{self.name}(): the batch is empty on every rank; at least one example is needed.")
+            if not told.own:
+                return BoundBatch(self._dealing.with_a_row(batch), batch.lengths)
+        return batch
+
+    def _values(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> BoundBatch:
         if not any(isinstance(argument, SentBatch) for argument in (*args, *kwargs.values())):
-            batch = self._signature.bind(args, kwargs)
-            return batch | self._slices.values(self.name, self._signature.arguments, batch, self.cut.split)
+            batch = self._signature.bind(args, kwargs, may_be_empty=self._dealing.by_ranks)
+            sliced = self._slices.values(self.name, self._signature.arguments, batch, self.cut.split)
+            return BoundBatch(batch | sliced)
         if len(args) != 1 or kwargs or args[0].step is not self:
             raise TypeError(
                 f"{self.name}(): a batch that was put is the step's only argument, and of the step that put it: "
@@ -300,26 +356,12 @@ class Step:
             if shapes_of(self._bundled.shapes) != self._bundled.shapes:  # a value of another shape was set
                 self._make_programs()
 
-    def _split(self, batch: Mapping[Variable, np.ndarray], *, ahead: bool = False) -> Sequence[Round]:
+    def _split(self, batch: BoundBatch, *, ahead: bool = False) -> Sequence[Round]:
+        examples = self._dealing.examples(batch)
         if not self.cut.split:
-            return self._turns(examples=0, shards=1)
-        examples = len(batch[self.cut.split[0]])
+            return self._dealing.turns(examples, shards=1)
         shapes = {v: value.shape for v, value in batch.items()}
-        return self._turns(examples, self._shards_for(examples, shapes, ahead=ahead))
-
-    def _turns(self, examples: int, shards: int) -> Sequence[Round]:
-        """The rounds of a batch of ``examples`` cut into ``shards``."""
-        if not self.cut.split:
-            return [split.whole_batch_round(len(self.contexts))]
-        if not self.needs_one_round:
-            return split.rounds(examples, shards, len(self.contexts))
-        if shards > len(self.contexts):
-            raise ValueError(
-                f"{self.name}(): an average is needed again on the devices (synchronised batch norm), so all shards "
-                f"must run at once, in one round, but {shards} shards take more on {len(self.contexts)} devices. Use "
-                f"at most as many shards as devices; for a larger batch more devices, or tm.recompute(...)."
-            )
-        return [split.joint_round(examples, shards, len(self.contexts))]
+        return self._dealing.turns(examples, self._shards_for(examples, shapes, ahead=ahead), batch.lengths)
 
     def _require_separate_shards(self, error: Exception) -> None:
         if self.needs_one_round:
@@ -333,7 +375,7 @@ class Step:
         preparation = self._preparation
 
         def need(shards: int) -> DeviceMemory:
-            return preparation.device_memory(self._turns(examples, shards), shapes)
+            return preparation.device_memory(self._dealing.turns(examples, shards), shapes)
 
         count = self._shard_count.foreseen if ahead else self._shard_count.of
         return count(examples, need, preparation.limit)
@@ -361,8 +403,8 @@ class Step:
 
     def _placed(self, turn: Round, batch: Mapping[Variable, np.ndarray]) -> list[list[Any]]:
         """The device part's inputs for a round, of each of its parts: split ones a shard each, the others whole."""
-        if isinstance(batch, SentBatch) and turn in batch.placed:
-            return batch.placed[turn]
+        if isinstance(batch, SentBatch) and (turn.size, turn.starts) in batch.placed:
+            return batch.placed[turn.size, turn.starts]
         inputs = self.cut.device.inputs
         arrays = [batch[v] for v in inputs if v in self.cut.split]
         parts = zip(*(split.place(arrays, part, self.contexts) for part in turn.parts), strict=True)
@@ -371,7 +413,7 @@ class Step:
         return [list(next(parts)) if v in self.cut.split else next(of_whole) for v in inputs]
 
     def _gather(self, turns: Sequence[Round], results: Iterable[ShardResults]) -> tuple[list[list[Any]], list[Report]]:
-        """Each device's sum over its shards, a row each, and what else the rounds gave: no round's gradients stay."""
+        """This process's sums over its shards, and what else the rounds gave: no round's gradients stay."""
         sums = TreeSum(partial(combined, self._bundled.kinds))
         reports = []
         following = [turn.place for turn in turns[1:]] + [turns[-1].place + 1]
@@ -384,9 +426,9 @@ class Step:
         self._laps.end("gather")
         if not self._on_device:
             self._wait(values, reports)
-        rows = [[value] for value in values] if self._on_device else rows_on_host(values)
+        own = self._shares.own_sums(values)
         self._laps.end("gather")
-        return rows, reports
+        return own, reports
 
     def _wait(self, values: Sequence[jax.Array], reports: Sequence[Report]) -> None:
         """For what the next lines read: so the time counts as the devices', and nothing takes longer."""
@@ -399,21 +441,37 @@ class Step:
 
     def _update_arguments(self, batch: Mapping[Variable, np.ndarray]) -> tuple[list[Any], list[Any]]:
         whole = placed([batch[v] for v in self._update.whole], self._update_mirrors.placement)
-        return whole, current(self._bundled.shared, self._update_mirrors)
+        shared = self._bundled.shared
+        return whole, self._shares.own(shared, current(shared, self._update_mirrors))
 
-    def _new_values(
-        self, turns: Sequence[Round], rows: list[list[Any]], updated: Updated, batch: Mapping[Variable, np.ndarray]
+    def _verdict(self, values: list[NewValue], rows: list[list[Any]], updated: Updated) -> tuple[list[int], bool]:
+        """What this process sees: the numbers of new values that are not finite, and whether the loss scale is why."""
+        bad = self._shares.non_finite(values, updated.finite) if self._looks else []
+        scale = self._loss_scale
+        return bad, scale is not None and scale.excuses(self._gradients(rows), values_are_finite=not bad)
+
+    def _judged(
+        self, values: list[NewValue], told: Told, turns: Sequence[Round], batch: Mapping[Variable, np.ndarray]
     ) -> list[NewValue] | None:
-        """The new values, a slot each; None for a step that is skipped."""
-        values = new_values(self._bundled.updated, updated.new_values, self.cut.host.shared, lending=self._lending)
-        bad = non_finite(values, updated.finite) if self._looks else []
-        if self._loss_scale and self._loss_scale.excuses(self._gradients(rows), values_are_finite=not bad):
+        """The new values, a slot each; None for a step that is skipped. All processes judge alike."""
+        if any(excused for _, excused in told.everyone):
             return None
+        bad = sorted({number for found, _ in told.everyone for number in found})
         if not bad or self.nonfinite == "ignore":
             return values
         if self.nonfinite == "raise":
-            raise self._non_finite_error(turns, bad, batch)
+            variables = [variable for slot in self._bundled.updated for variable in variables_of(slot)]
+            raise self._non_finite_error(turns, [variables[number] for number in bad], batch)
         return None
+
+    def _outputs(
+        self, batch: BoundBatch, turns: Sequence[Round], reports: Sequence[Report], updated: Updated
+    ) -> list[np.ndarray]:
+        per_example = per_example_outputs(turns, reports)
+        cluster = self.contexts.cluster
+        if cluster is not None and per_example and not self._dealing.by_ranks:
+            per_example = of_all_ranks(cluster, per_example, self._dealing.lengths(batch, self.shards))
+        return outputs_of(self.cut, per_example, updated)
 
     @property
     def _looks(self) -> bool:
@@ -430,7 +488,9 @@ class Step:
         self, turns: Sequence[Round], bad: list[SharedVariable], batch: Mapping[Variable, np.ndarray]
     ) -> NonFiniteError:
         shared = current(self._mirrored, self._mirrors, self.contexts)
-        shards = non_finite_shards(turns, (self._launch(turn, batch, shared) for turn in turns))
+        with self._together("while it looked for what is not finite in") as told:
+            told.own = non_finite_shards(turns, (self._launch(turn, batch, shared) for turn in turns))
+        shards = sorted(number for of_rank in told.everyone for number in of_rank)
         return non_finite_error(self.name, self._calls, bad, shards, self.loss_scale)
 
     def _commit(self, values: list[NewValue] | None) -> None:
@@ -441,6 +501,7 @@ class Step:
             return
         self._mirrors.drop((*self.cut.updated, *self._bundled.updated))
         commit(values, self._update_mirrors)
+        self._shares.offer(values)
         for variable in self.cut.generators:
             write(variable, advanced(read(variable)))
 

@@ -54,6 +54,11 @@ class Vector:
         """One variable's value: of a numpy array a view."""
         return array[self._slices[variable]].reshape(self.shapes[variable])
 
+    def overlap(self, variable: Variable, start: int, piece: Any) -> Any:
+        """What of ``piece``, which begins at ``start`` of the array, is one variable's."""
+        where = self._slices[variable]
+        return piece[max(where.start - start, 0) : max(where.stop - start, 0)]
+
 
 # What travels as one array.
 Slot: TypeAlias = Vector | Variable

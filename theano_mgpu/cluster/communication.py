@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import pickle
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Cluster"]
+from theano_mgpu.errors import RankError
+
+__all__ = ["Cluster", "Told", "together"]
 
 # One message of a small object; a longer one takes a second.
 _SMALL = 512
@@ -20,14 +25,40 @@ _EAGER = 0.001
 _NAP = 0.00005
 
 
+@contextmanager
+def together(cluster: Cluster | None, doing: str, **options: Any) -> Iterator[Told]:
+    """``Cluster.together``, of one process that is alone too: all that it tells is told by itself."""
+    if cluster is not None:
+        with cluster.together(doing, **options) as told:
+            yield told
+    else:
+        told = Told()
+        yield told
+        told.everyone = [told.own]
+
+
+@dataclass
+class Told:
+    """What a rank tells the others at the end of something that all do, and then what each has told."""
+
+    own: Any = None
+    everyone: list[Any] = field(default_factory=list)
+
+
 class Cluster:
     """This process, ``rank`` of ``size``, on ``host``. Every method is called by all ranks, in the same order."""
 
-    def __init__(self, communicator: Any) -> None:
+    def __init__(self, communicator: Any, status: Any) -> None:
         self._communicator = communicator
         self.rank: int = communicator.Get_rank()
         self.size: int = communicator.Get_size()
         self.host = socket.gethostname()
+        # What ranks ask each other for at any time has messages of its own.
+        self._questions, self._answers = communicator.Dup(), communicator.Dup()
+        self._offered: list[np.ndarray | None] = []
+        self._answering: list[Any] = []
+        self._status: Any = status
+        atexit.register(self._serve_until_all_end)
 
     def gathered(self, value: Any) -> list[Any]:
         """What each rank gives, any object that can be pickled, by rank, on all of them."""
@@ -44,6 +75,32 @@ class Cluster:
         padded[: len(message)] = np.frombuffer(message, np.uint8)
         return [pickle.loads(row[:length]) for row, length in zip(self._all_gathered(padded), lengths, strict=True)]
 
+    @contextmanager
+    def together(
+        self, what: str, is_out_of_memory: Callable[[Exception], bool] = lambda error: False
+    ) -> Iterator[Told]:
+        """A block that succeeds on all ranks or fails on all: at its end each learns how it went for the others.
+
+        Raises what the block raised, and RankError where it did so on another rank only. ``what`` says what was done,
+        as in "while it computed step 3".
+        """
+        told = Told()
+        try:
+            yield told
+        except Exception as error:
+            self.gathered((f"{type(error).__name__}: {error}", is_out_of_memory(error)))
+            raise
+        answers = self.gathered((None, told.own))
+        for rank, (failure, out_of_memory) in enumerate(answers):
+            if failure is not None:
+                raise RankError(
+                    f"rank {rank} failed {what}, so that the other ranks cannot go on; no parameter was changed. "
+                    f"There it was {failure}",
+                    rank,
+                    out_of_memory=out_of_memory,
+                )
+        told.everyone = [answer for _, answer in answers]
+
     def from_first(self, value: Any) -> Any:
         """What rank 0 gives, on all ranks; the others' values do not count."""
         message = pickle.dumps(value) if self.rank == 0 else b""
@@ -53,7 +110,7 @@ class Cluster:
         if self.rank == 0:
             data[:] = np.frombuffer(message, np.uint8)
         self.wait([self._communicator.Ibcast(data, 0)])
-        return pickle.loads(data)
+        return pickle.loads(data.data)
 
     def all_gathered(self, array: np.ndarray) -> np.ndarray:
         """(ranks, *shape): every rank's array, of one shape and dtype on all."""
@@ -69,6 +126,24 @@ class Cluster:
         """Begin to receive into contiguous memory; a request for ``wait``."""
         return self._communicator.Irecv(_bytes_of(array), source, tag)
 
+    def offer(self) -> int:
+        """A number under which other ranks may ask for an array of this one, the same on all."""
+        self._offered.append(None)
+        return len(self._offered) - 1
+
+    def put_on_offer(self, number: int, array: np.ndarray) -> None:
+        """What other ranks get of this one from now on. They are served whenever this rank waits."""
+        self._offered[number] = array
+
+    def fetch(self, number: int, into: Mapping[int, np.ndarray]) -> None:
+        """Other ranks' arrays of that offer, each into memory of its size; this rank alone may ask for it."""
+        requests = []
+        for rank, memory in into.items():
+            if rank != self.rank and memory.size:
+                requests.append(self._answers.Irecv(_bytes_of(memory), rank, number))
+                requests.append(self._questions.Isend(np.array([number], np.int64), rank))
+        self.wait(requests)
+
     def wait(self, requests: Sequence[Any]) -> None:
         """Until all are done. Ranks may share cores, so who waits long makes way for who computes."""
         if not requests:
@@ -77,10 +152,27 @@ class Cluster:
         requests = list(requests)
         begun = time.perf_counter()
         while not test_all(requests):
+            self._serve()
             if time.perf_counter() - begun > _EAGER:
                 time.sleep(_NAP)
             else:
                 os.sched_yield()
+
+    def _serve(self) -> None:
+        """Answer what other ranks have asked for."""
+        status = self._status
+        while self._questions.Iprobe(status=status):
+            number = np.empty(1, np.int64)
+            self._questions.Recv(number, status.Get_source())
+            offered = self._offered[int(number[0])]
+            assert offered is not None, "asked for before it was put on offer"
+            self._answering.append(self._answers.Isend(_bytes_of(offered), status.Get_source(), int(number[0])))
+        if self._answering:
+            self._answering = [answer for answer in self._answering if not answer.Test()]
+
+    def _serve_until_all_end(self) -> None:
+        self.wait([self._communicator.Ibarrier()])
+        self.wait(self._answering)
 
     def _all_gathered(self, data: np.ndarray) -> np.ndarray:
         rows = np.empty((self.size, data.size), np.uint8)

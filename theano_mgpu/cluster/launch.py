@@ -32,14 +32,15 @@ def cluster() -> Cluster | None:
     launched = ranks_launched()
     if launched == 1:
         return None
-    communicator = _mpi(launched).COMM_WORLD
+    mpi = _mpi(launched)
+    communicator = mpi.COMM_WORLD
     if communicator.Get_size() != launched:
         raise RuntimeError(
             f"mpirun started {launched} processes, but {_library()} sees {communicator.Get_size()}: mpirun and the MPI "
             f'that mpi4py found are not the same. Use the mpirun of that MPI (of "theano-mgpu[mpi]" it is '
             f"{os.path.join(_scripts(), 'mpirun')}), or have mpi4py use the other one's."
         )
-    return Cluster(communicator.Dup())
+    return Cluster(communicator.Dup(), mpi.Status())
 
 
 def _mpi(launched: int) -> Any:

@@ -1,0 +1,213 @@
+"""Sums over ranks, piece by piece: every rank sums one piece of each array, and what comes of it goes to all.
+
+What a rank sends is (R - 1) / R of the arrays' bytes for the sums, and as much again for what comes of them, however
+many ranks R there are: a reduce-scatter and an all-gather, in which all pairs of ranks exchange their pieces directly.
+A ring would send as much, but add in another order on every piece; here the owner has all ranks' terms, and adds them
+in the fixed tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from theano_mgpu.cluster import Cluster
+from theano_mgpu.gather.combination import combination
+from theano_mgpu.gather.host import rows_on_host
+from theano_mgpu.gather.tree import tree_sum
+from theano_mgpu.mirror import on_host, to_devices
+from theano_mgpu.vectors import ALIGNMENT
+
+__all__ = ["RankGather", "aligned_empty", "pieces", "spread"]
+
+# Arrays of fewer bytes all ranks send whole, in one message: pieces would be many small ones.
+SMALL = 2**14
+# Sums over a rank's own devices are begun together by so many bytes: the first travel while the next are computed.
+_BUCKET = 2**24
+
+
+class RankGather:
+    """The gather of a step's arrays over ``cluster``; ``kinds`` are their reductions, one for each array.
+
+    ``kept_in_pieces`` says of which arrays only this rank's piece is wanted, in one row of each rank; of the others
+    all ranks get the whole.
+    """
+
+    def __init__(self, cluster: Cluster, kinds: Sequence[str], kept_in_pieces: Sequence[bool]) -> None:
+        self._cluster = cluster
+        self._kinds = kinds
+        self._kept_in_pieces = kept_in_pieces
+        self._received: dict[tuple[int, int], np.ndarray] = {}
+
+    def own_sums(self, values: Sequence[jax.Array]) -> list[list[Any]]:
+        """Over this rank's devices, begun but not waited for: of each of ``values``, (devices, ...), one (1, ...)."""
+        rows = rows_on_host(values)
+        if not rows or len(rows[0]) == 1:
+            return rows
+        summed: list[list[Any]] = []
+        for bucket in _buckets(values):
+            kinds = tuple(self._kinds[i] for i in bucket)
+            with to_devices():
+                summed += [[total] for total in _tree_sums(kinds)([rows[i] for i in bucket])]
+        return summed
+
+    def rows(self, own: Sequence[Sequence[Any]]) -> list[list[Any]]:
+        """The rows of all ranks that are to be combined, where they are not already: (1, ...) or, of a piece, (1, n).
+
+        ``own`` has one row of this rank for each array, which may still be computed.
+        """
+        received: dict[int, list[np.ndarray]] = {}
+        small: dict[int, np.ndarray] = {}
+        requests: list[Any] = []
+        arrays = []
+        for number, (row,) in enumerate(own):
+            array = np.asarray(row)  # waits for this one alone
+            arrays.append(array)
+            if array.nbytes < SMALL and not self._kept_in_pieces[number]:
+                small[number] = array
+            else:
+                received[number], more = self._exchanged(number, array.reshape(-1))
+                requests += more
+        of_small = self._all_whole(list(small.values()))
+        self._cluster.wait(requests)
+        rows = dict(zip(small, of_small, strict=True))
+        whole = [number for number in received if not self._kept_in_pieces[number]]
+        rows |= dict(zip(whole, self._summed_whole(whole, received, arrays), strict=True))
+        rows |= {n: [piece[None] for piece in found] for n, found in received.items() if self._kept_in_pieces[n]}
+        return [rows[number] for number in range(len(own))]
+
+    def rows_like(self, values: Sequence[jax.ShapeDtypeStruct]) -> list[list[jax.ShapeDtypeStruct]]:
+        """The shapes of ``rows``, before there are any values; ``values`` are a round's, (devices, ...)."""
+        like = []
+        for value, in_pieces in zip(values, self._kept_in_pieces, strict=True):
+            shape, count = value.shape[1:], self._cluster.size
+            size = int(np.prod(shape, dtype=np.int64))
+            if in_pieces:
+                shape = (_length(pieces(size, value.dtype, count)[self._cluster.rank]),)
+            elif size * value.dtype.itemsize >= SMALL:
+                count = 1
+            like.append([jax.ShapeDtypeStruct((1, *shape), value.dtype)] * count)
+        return like
+
+    def _exchanged(self, number: int, array: np.ndarray) -> tuple[list[np.ndarray], list[Any]]:
+        """All ranks' terms of this rank's piece, as they will be when the requests are done."""
+        where = pieces(array.size, array.dtype, self._cluster.size)
+        own = array[where[self._cluster.rank]]
+        terms, requests = [own] * self._cluster.size, []
+        for rank in others(self._cluster):
+            if own.size:
+                terms[rank] = self._memory(number, rank, own)
+                requests.append(self._cluster.receive(terms[rank], rank, number))
+            if _length(where[rank]):
+                requests.append(self._cluster.send(array[where[rank]], rank, number))
+        return terms, requests
+
+    def _memory(self, number: int, rank: int, like: np.ndarray) -> np.ndarray:
+        """The same at every step: what arrives anew in pages that are there already."""
+        held = self._received.get((number, rank))
+        if held is None or (held.size, held.dtype) != (like.size, like.dtype):
+            held = self._received[number, rank] = aligned_empty(like.size, like.dtype)
+        return held
+
+    def _all_whole(self, arrays: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+        """Of each array all ranks', in one message."""
+        if not arrays:
+            return []
+        joined = np.concatenate([array.reshape(-1).view(np.uint8) for array in arrays])
+        everyone = self._cluster.all_gathered(joined)
+        ends = np.cumsum([array.nbytes for array in arrays])
+        return [
+            [row[end - array.nbytes : end].view(array.dtype).reshape(array.shape) for row in everyone]
+            for array, end in zip(arrays, ends, strict=True)
+        ]
+
+    def _summed_whole(
+        self, numbers: Sequence[int], received: dict[int, list[np.ndarray]], arrays: Sequence[np.ndarray]
+    ) -> list[list[np.ndarray]]:
+        """The sums themselves, one row of each array, from the pieces that the ranks have summed."""
+        if not numbers:
+            return []
+        kinds = tuple(self._kinds[number] for number in numbers)
+        with to_devices():
+            sums = _tree_sums(kinds)([[term[None] for term in received[number]] for number in numbers])
+        sizes = [arrays[number].size for number in numbers]
+        wholes = spread(self._cluster, sizes, [total[0] for total in sums])
+        return [[whole.reshape(arrays[number].shape)] for number, whole in zip(numbers, wholes, strict=True)]
+
+
+def spread(cluster: Cluster, sizes: Sequence[int], own: Sequence[Any]) -> list[np.ndarray]:
+    """Of arrays of these sizes each rank has a piece, ``own``; the whole arrays, new ones, on all of them."""
+    wholes, requests = [], []
+    for number, (size, piece) in enumerate(zip(sizes, map(np.asarray, own), strict=True)):
+        whole = aligned_empty(size, piece.dtype)
+        where = pieces(size, piece.dtype, cluster.size)
+        whole[where[cluster.rank]] = piece
+        for rank in others(cluster):
+            if _length(where[rank]):
+                requests.append(cluster.receive(whole[where[rank]], rank, number))
+            if piece.size:
+                requests.append(cluster.send(piece, rank, number))
+        wholes.append(whole)
+    cluster.wait(requests)
+    return wholes
+
+
+def others(cluster: Cluster) -> Iterable[int]:
+    """Every rank another one first, so that not all send to one at once."""
+    return ((cluster.rank + i) % cluster.size for i in range(1, cluster.size))
+
+
+def pieces(size: int, dtype: Any, ranks: int) -> list[slice]:
+    """Where in an array of ``size`` entries each rank's piece is: of one length, but for the last ones.
+
+    Each begins at a multiple of 64 bytes, where XLA takes memory over as it is.
+    """
+    step = max(ALIGNMENT // np.dtype(dtype).itemsize, 1)
+    length = -(-size // (ranks * step)) * step
+    return [slice(min(rank * length, size), min((rank + 1) * length, size)) for rank in range(ranks)]
+
+
+def aligned_empty(size: int, dtype: Any) -> np.ndarray:
+    """A vector that begins at a multiple of 64 bytes."""
+    memory = np.empty(size * np.dtype(dtype).itemsize + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size * np.dtype(dtype).itemsize].view(dtype)
+
+
+def _length(where: slice) -> int:
+    return where.stop - where.start
+
+
+def _buckets(values: Sequence[jax.Array]) -> list[list[int]]:
+    """Neighbours, by their numbers."""
+    buckets: list[list[int]] = []
+    held = _BUCKET
+    for number, value in enumerate(values):
+        size = value.nbytes // max(len(value), 1)
+        if held + size > _BUCKET:
+            buckets.append([])
+            held = 0
+        buckets[-1].append(number)
+        held += size
+    return buckets
+
+
+_PROGRAMS: dict[tuple[str, ...], Any] = {}
+
+
+def _tree_sums(kinds: tuple[str, ...]) -> Any:
+    """The program that combines rows in the fixed tree, on the host."""
+    if kinds not in _PROGRAMS:
+
+        def sums(rows: list[list[jax.Array]]) -> list[jax.Array]:
+            return [
+                tree_sum([jnp.asarray(row) for row in of_one], combination(kind).combine)
+                for kind, of_one in zip(kinds, rows, strict=True)
+            ]
+
+        _PROGRAMS[kinds] = jax.jit(sums, out_shardings=on_host())
+    return _PROGRAMS[kinds]
