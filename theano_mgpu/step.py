@@ -127,6 +127,7 @@ class Step:
         self.skipped = 0  # steps left out, under nonfinite="skip" or for the loss scale
         self._calls = 0
         self._laps = Laps()
+        self._rank_seconds: list[float] = []
         self._making = threading.Lock()
         self._shard_count = ShardCount(name, shards, sum(contexts.counts))
         self._form = form
@@ -226,6 +227,11 @@ class Step:
         """
         return self._laps.seconds
 
+    @property
+    def rank_seconds(self) -> list[float]:
+        """Of each rank, how long its own part of the last call took: until it had its sums, and waited for others'."""
+        return list(self._rank_seconds)
+
     def attempt(self, *args: Any, **kwargs: Any) -> Attempt:
         """All of a step but its commit."""
         self._laps.begin()
@@ -311,8 +317,9 @@ class Step:
                 self._laps.end("copy")
                 own, reports = self._gather(turns, self._run(turns, batch, shared))
                 require_passed(self.name, [(r.checks, r.flags) for t, r in zip(turns, reports, strict=True) if t.live])
-                told.own = self._shares.wanted_whole()
-            wanted_whole = [any(of_slot) for of_slot in zip(*told.everyone, strict=True)]
+                told.own = self._shares.wanted_whole(), self._laps.total
+            self._rank_seconds = [seconds for _, seconds in told.everyone]
+            wanted_whole = [any(of_slot) for of_slot in zip(*(wanted for wanted, _ in told.everyone), strict=True)]
             rows = self._shares.rows(own)
             self._laps.end("gather")
             with self._together("while it updated") as told:

@@ -53,6 +53,8 @@ class Cluster:
         self.rank: int = communicator.Get_rank()
         self.size: int = communicator.Get_size()
         self.host = socket.gethostname()
+        #: What this rank has sent to others so far.
+        self.bytes_sent = 0
         # What ranks ask each other for at any time has messages of its own.
         self._questions, self._answers = communicator.Dup(), communicator.Dup()
         self._offered: list[np.ndarray | None] = []
@@ -120,6 +122,7 @@ class Cluster:
 
     def send(self, array: np.ndarray, to: int, tag: int = 0) -> Any:
         """Begin to send contiguous memory; a request for ``wait``, until when the memory must stay as it is."""
+        self.bytes_sent += array.nbytes
         return self._communicator.Isend(_bytes_of(array), to, tag)
 
     def receive(self, array: np.ndarray, source: int, tag: int = 0) -> Any:
@@ -166,6 +169,7 @@ class Cluster:
             self._questions.Recv(number, status.Get_source())
             offered = self._offered[int(number[0])]
             assert offered is not None, "asked for before it was put on offer"
+            self.bytes_sent += offered.nbytes
             self._answering.append(self._answers.Isend(_bytes_of(offered), status.Get_source(), int(number[0])))
         if self._answering:
             self._answering = [answer for answer in self._answering if not answer.Test()]
@@ -175,6 +179,7 @@ class Cluster:
         self.wait(self._answering)
 
     def _all_gathered(self, data: np.ndarray) -> np.ndarray:
+        self.bytes_sent += data.nbytes * (self.size - 1)
         rows = np.empty((self.size, data.size), np.uint8)
         self.wait([self._communicator.Iallgather(data, rows)])
         return rows
