@@ -45,23 +45,20 @@ def change(rank: int, step: int) -> np.ndarray:
     return (rng.normal(size=11) * 10.0 ** rng.integers(-9, 6, size=11)).astype(np.float32)
 
 
-def local_contexts() -> tm.Contexts:
-    contexts = tm.contexts("cpu:1")
-    return getattr(contexts, "local", contexts)
-
-
 def least_squares(rank: int, rule: str) -> dict[str, np.ndarray]:
     """The parameters of a linear model after each step, and what the rule counts."""
     weight, bias = (pytensor.shared(value, name=name) for value, name in zip(start(rank), "wb", strict=True))
     x, y = pt.dmatrix("x"), pt.dmatrix("y")
     loss = pt.sqr(x @ weight + bias - y).sum(axis=1).mean() / 2
     updates = tm.updates.sgd(loss, [weight, bias], RATE)
-    step = tm.function([x, y], tm.average(loss), updates=updates, contexts=local_contexts(), precision="float64")
+    step = tm.function(
+        [x, y], tm.average(loss), updates=updates, contexts=tm.contexts("cpu:1").local, precision="float64"
+    )
     make, settings = RULES[rule]
     train = make(step, [weight, bias], **settings)
     losses, history, centres = [], [], []
     for t in range(STEPS):
-        losses.append(train(*data(train.rank, t)))
+        losses.append(train(*data(rank, t)))
         history.append(np.append(weight.get_value(), bias.get_value()))
         if isinstance(train, tm.exchange.Elastic):
             centres.append(np.append(train.centre[weight].get_value(), train.centre[bias].get_value()))
@@ -96,7 +93,7 @@ def resumed(rank: int, rule: str) -> dict[str, np.ndarray]:
     logits = tm.layers.dense(store, "out", tm.layers.batch_norm(store, "norm", x, train=True), 3)
     loss = pt.sqr(logits - y).mean()
     updates = tm.updates.momentum(loss, store.trainable(), RATE) | store.updates()
-    step = tm.function([x, y], tm.average(loss), updates=updates, contexts=local_contexts())
+    step = tm.function([x, y], tm.average(loss), updates=updates, contexts=tm.contexts("cpu:1").local)
     make, settings = RULES[rule]
     train = make(step, **settings)
     state = tm.training.TrainingState(step, store)
@@ -104,7 +101,7 @@ def resumed(rank: int, rule: str) -> dict[str, np.ndarray]:
 
     def run(first: int, last: int) -> np.ndarray:
         for t in range(first, last):
-            train(*(array.astype(np.float32) for array in data(train.rank, t)))
+            train(*(array.astype(np.float32) for array in data(rank, t)))
         return np.concatenate([store[name].get_value().ravel() for name in store])
 
     run(0, 4)
@@ -121,7 +118,14 @@ def large(rank: int) -> dict[str, np.ndarray]:
     short = pytensor.shared(np.array(rank, np.float32), name="short")  # shorter than there are ranks
     tm.exchange.mean_over_ranks([variable, short])
     found = variable.get_value()
-    return {"large": found[[0, 1, -1]], "slope": np.unique(np.diff(found)), "short": short.get_value()}
+    train = tm.exchange.local_sgd(lambda: None, [variable], every=1)
+    train()
+    return {
+        "large": found[[0, 1, -1]],
+        "slope": np.unique(np.diff(found)),
+        "large bytes": np.array(train.bytes_sent),
+        "short": short.get_value(),
+    }
 
 
 def refusals(rank: int, ranks: int) -> list[str]:
@@ -135,6 +139,7 @@ def refusals(rank: int, ranks: int) -> list[str]:
         """Nothing."""
 
     exchange = tm.exchange
+    w = shared(4)
     attempts: list[Callable[[], Any]] = [
         lambda: exchange.local_sgd(step, [shared(3 if last else 4)]),
         lambda: exchange.local_sgd(step, [shared(4, dtype="float64" if last else "float32")]),
@@ -142,6 +147,7 @@ def refusals(rank: int, ranks: int) -> list[str]:
         lambda: exchange.local_sgd(step, [shared(4, name=name) for name in ("ba" if last else "ab")]),
         lambda: exchange.local_sgd(step, [shared(4)], every=2 if last else 3),
         lambda: (exchange.gossip if last else exchange.easgd)(step, [shared(4)]),
+        lambda: exchange.local_sgd(tm.function([], updates={w: w + 1}, contexts=tm.contexts("cpu:1")), [w]),
         lambda: exchange.mean_over_ranks([shared(2, 2) if last else shared(4)]),
     ]
     said = []
@@ -155,13 +161,13 @@ def refusals(rank: int, ranks: int) -> list[str]:
 
 
 def main(folder: Path) -> None:
-    probe = tm.exchange.local_sgd(lambda: None, [pytensor.shared(0.0, name="probe")])
-    rank = probe.rank
+    contexts = tm.contexts("cpu:1")
     found: dict[str, np.ndarray] = {}
     for rule in RULES:
-        found |= least_squares(rank, rule) | added(rank, rule) | resumed(rank, rule)
-    found |= large(rank)
-    (folder / f"{rank}.pickle").write_bytes(pickle.dumps((found, refusals(rank, probe.ranks))))
+        found |= least_squares(contexts.rank, rule) | added(contexts.rank, rule) | resumed(contexts.rank, rule)
+    found |= large(contexts.rank)
+    said = refusals(contexts.rank, len(contexts.ranks))
+    (folder / f"{contexts.rank}.pickle").write_bytes(pickle.dumps((found, said)))
 
 
 if __name__ == "__main__":

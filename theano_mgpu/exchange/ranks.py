@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
+from pytensor.compile.sharedvalue import SharedVariable
 
 from theano_mgpu.cluster import Cluster
+from theano_mgpu.first_values import take_over_from_first
+from theano_mgpu.gather.ranks import pieces
 from theano_mgpu.gather.tree import tree_sum
 
 __all__ = ["Combine", "Ranks", "mean"]
@@ -32,8 +34,10 @@ class Ranks:
     def gathered(self, value: Any) -> list[Any]:
         return self._cluster.gathered(value) if self._cluster else [value]
 
-    def from_first(self, value: Any) -> Any:
-        return self._cluster.from_first(value) if self._cluster else value
+    def take_over_from_first(self, variables: Sequence[SharedVariable]) -> None:
+        """Give the variables, the same on all ranks, rank 0's values."""
+        if self._cluster is not None:
+            take_over_from_first(self._cluster, variables)
 
     def send(self, array: np.ndarray, to: int) -> Any:
         """Begin to send contiguous memory; a request for ``wait``."""
@@ -60,12 +64,13 @@ class Ranks:
         out to the others: in all 2 (ranks - 1) / ranks of the vector's bytes.
         """
         result = np.empty_like(vector)
-        others = [rank for rank in range(self.size) if rank != self.rank]
-        pieces = [slice(*ends) for ends in pairwise(len(vector) * rank // self.size for rank in range(self.size + 1))]
-        parts = [list(_parts(piece, vector.itemsize)) for piece in pieces]
+        # Each rank begins with another one, so that not all send to one at once.
+        others = [(self.rank + i) % self.size for i in range(1, self.size)]
+        where = pieces(len(vector), vector.dtype, self.size)
+        parts = [list(_parts(piece, vector.itemsize)) for piece in where]
 
         # (ranks, piece): what the others have where this rank combines.
-        mine = pieces[self.rank]
+        mine = where[self.rank]
         incoming = np.empty((self.size, mine.stop - mine.start), vector.dtype)
         incoming[self.rank] = vector[mine]
         here = [slice(part.start - mine.start, part.stop - mine.start) for part in parts[self.rank]]

@@ -198,8 +198,7 @@ def _started(rule: str, step: Step, params: Params, **settings: Any) -> tuple[Ra
     """The ranks, and what they exchange: the same on all of them, and with rank 0's values."""
     if not callable(step):
         raise TypeError(f"{rule}(): step: expected a step, as tm.function makes it, got {step!r}.")
-    contexts = getattr(step, "contexts", None)
-    if contexts is not None and contexts != getattr(contexts, "local", contexts):
+    if getattr(getattr(step, "contexts", None), "cluster", None) is not None:
         raise ValueError(
             f"{rule}(): the step averages over the devices of all ranks in every call, so that nothing is left to "
             f"exchange. Make it over this rank's own: tm.function(..., contexts=contexts.local)."
@@ -207,8 +206,7 @@ def _started(rule: str, step: Step, params: Params, **settings: Any) -> tuple[Ra
     ranks = Ranks(cluster())
     _check_settings({"rule": rule} | settings, ranks)
     parameters = parameters_of(rule, step, params, ranks)
-    if ranks.size > 1:
-        parameters.set(ranks.from_first(parameters.get()))
+    ranks.take_over_from_first(list(parameters.variables.values()))
     return ranks, parameters
 
 

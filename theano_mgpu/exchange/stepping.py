@@ -22,7 +22,6 @@ Rule = Callable[[int], Iterator[None]]
 class Exchange:
     """``step``, and what its rank exchanges with the others: called as the step is, giving what the step gives.
 
-    ``rank`` and ``ranks``: this one's number, and how many there are; 0 and 1 without mpirun.
     ``state``: the shared variables that the rule keeps, by name, the count of steps among them. Each rank has its own;
         a checkpoint that is to go on exactly holds them beside the parameters, for as many ranks.
     ``bytes_sent``: by this rank, to the others, in exchanges so far.
@@ -30,8 +29,6 @@ class Exchange:
 
     def __init__(self, step: Callable[..., Any], ranks: Ranks, rule: Rule, *kept: Parameters | SharedVariable) -> None:
         self.step = step
-        self.rank = ranks.rank
-        self.ranks = ranks.size
         self._ranks = ranks
         self._around = contextlib.contextmanager(rule)
         self._steps = pytensor.shared(np.array(0, np.int64), name="exchange.steps")
