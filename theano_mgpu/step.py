@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -129,7 +129,7 @@ class Step:
         self._laps = Laps()
         self._rank_seconds: list[float] = []
         self._making = threading.Lock()
-        self._shard_count = ShardCount(name, shards, sum(contexts.counts))
+        self._shard_count = ShardCount(name, shards, sum(contexts.counts), self._largest_of_ranks)
         self._form = form
         self._slices = slices
         self._signature = Signature(name, tuple(arguments), cut.split)
@@ -282,7 +282,8 @@ class Step:
         benchmarks/put.py, batches of 16 and 32 on two), and the copy is one more. Rows by numbers that a step may
         change (slices in givens) are not known ahead.
         """
-        return self.contexts.platform != "cpu" and not self._slices.rows
+        is_asked = self._shard_count.is_found and self.contexts.cluster is not None  # the other ranks, by one thread
+        return self.contexts.platform != "cpu" and not self._slices.rows and not is_asked
 
     @property
     def needs_one_round(self) -> bool:
@@ -386,6 +387,11 @@ class Step:
 
         count = self._shard_count.foreseen if ahead else self._shard_count.of
         return count(examples, need, preparation.limit)
+
+    def _largest_of_ranks(self, find: Callable[[], int]) -> int:
+        with self._together("while it looked for a number of shards for") as told:
+            told.own = find()
+        return max(told.everyone)
 
     def _run(
         self, turns: Sequence[Round], batch: Mapping[Variable, np.ndarray], shared: list[Any]

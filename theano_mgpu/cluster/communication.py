@@ -20,9 +20,9 @@ __all__ = ["Cluster", "Told", "together"]
 
 # One message of a small object; a longer one takes a second.
 _SMALL = 512
-# Seconds of waiting in which a rank looks again at once; then it leaves its core to ranks that compute.
-_EAGER = 0.001
-_NAP = 0.00005
+# Seconds since the last message in which a rank looks again at once; then it leaves its core to who computes.
+_EAGER = 0.005
+_NAP = 0.0001
 
 
 @contextmanager
@@ -35,6 +35,14 @@ def together(cluster: Cluster | None, doing: str, **options: Any) -> Iterator[To
         told = Told()
         yield told
         told.everyone = [told.own]
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """What other ranks may ask for, and how often it was put there anew."""
+
+    array: np.ndarray = field(default_factory=lambda: np.empty(0))
+    turn: int = 0
 
 
 @dataclass
@@ -57,7 +65,8 @@ class Cluster:
         self.bytes_sent = 0
         # What ranks ask each other for at any time has messages of its own.
         self._questions, self._answers = communicator.Dup(), communicator.Dup()
-        self._offered: list[np.ndarray | None] = []
+        self._offered: list[_Offer] = []
+        self._asked: list[tuple[int, int, int]] = []  # by whom, of which offer, since which turn
         self._answering: list[Any] = []
         self._status: Any = status
         atexit.register(self._serve_until_all_end)
@@ -131,46 +140,56 @@ class Cluster:
 
     def offer(self) -> int:
         """A number under which other ranks may ask for an array of this one, the same on all."""
-        self._offered.append(None)
+        self._offered.append(_Offer())
         return len(self._offered) - 1
 
     def put_on_offer(self, number: int, array: np.ndarray) -> None:
         """What other ranks get of this one from now on. They are served whenever this rank waits."""
-        self._offered[number] = array
+        self._offered[number] = _Offer(array, self._offered[number].turn + 1)
 
     def fetch(self, number: int, into: Mapping[int, np.ndarray]) -> None:
-        """Other ranks' arrays of that offer, each into memory of its size; this rank alone may ask for it."""
+        """Other ranks' arrays of that offer, each into memory of its size; this rank alone may ask for it.
+
+        They are of the same turn as this rank's own: who has not put it on offer yet answers as soon as it has.
+        """
+        question = np.array([number, self._offered[number].turn], np.int64)
         requests = []
         for rank, memory in into.items():
             if rank != self.rank and memory.size:
                 requests.append(self._answers.Irecv(_bytes_of(memory), rank, number))
-                requests.append(self._questions.Isend(np.array([number], np.int64), rank))
+                requests.append(self._questions.Isend(question, rank))
         self.wait(requests)
 
     def wait(self, requests: Sequence[Any]) -> None:
         """Until all are done. Ranks may share cores, so who waits long makes way for who computes."""
         if not requests:
             return
-        test_all = type(requests[0]).Testall
+        test_some = type(requests[0]).Testsome
         requests = list(requests)
-        begun = time.perf_counter()
-        while not test_all(requests):
+        left, since = len(requests), time.perf_counter()
+        while left:
+            if done := test_some(requests):
+                left, since = left - len(done), time.perf_counter()
+                continue
             self._serve()
-            if time.perf_counter() - begun > _EAGER:
+            if time.perf_counter() - since > _EAGER:
                 time.sleep(_NAP)
             else:
                 os.sched_yield()
 
     def _serve(self) -> None:
         """Answer what other ranks have asked for."""
-        status = self._status
-        while self._questions.Iprobe(status=status):
-            number = np.empty(1, np.int64)
-            self._questions.Recv(number, status.Get_source())
-            offered = self._offered[int(number[0])]
-            assert offered is not None, "asked for before it was put on offer"
-            self.bytes_sent += offered.nbytes
-            self._answering.append(self._answers.Isend(_bytes_of(offered), status.Get_source(), int(number[0])))
+        while self._questions.Iprobe(status=self._status):
+            question = np.empty(2, np.int64)
+            self._questions.Recv(question, self._status.Get_source())
+            self._asked.append((self._status.Get_source(), int(question[0]), int(question[1])))
+        for asked in list(self._asked):
+            rank, number, turn = asked
+            if self._offered[number].turn >= turn:
+                self._asked.remove(asked)
+                offered = self._offered[number].array
+                self.bytes_sent += offered.nbytes
+                self._answering.append(self._answers.Isend(_bytes_of(offered), rank, number))
         if self._answering:
             self._answering = [answer for answer in self._answering if not answer.Test()]
 
