@@ -111,6 +111,26 @@ def resumed(rank: int, rule: str) -> dict[str, np.ndarray]:
     return {f"{rule}: whole": whole, f"{rule}: resumed": run(4, 10)}
 
 
+def same_as_one_step(rank: int) -> dict[str, np.ndarray]:
+    """With momentum: the mean after every step, and a step over the devices of all ranks."""
+    found = {}
+    for which in ("exchanged", "one step"):
+        weight = pytensor.shared(start(0)[0], name="w")
+        x, y = pt.dmatrix("x"), pt.dmatrix("y")
+        loss = pt.sqr(x @ weight - y).sum(axis=1).mean() / 2
+        updates = tm.updates.momentum(loss, [weight], RATE)
+        contexts = tm.contexts("cpu:1")
+        if which == "exchanged":
+            step = tm.function([x, y], updates=updates, contexts=contexts.local, precision="float64")
+            train: Any = tm.exchange.local_sgd(step, [weight], every=1)
+        else:
+            train = tm.function([x, y], updates=updates, contexts=contexts, precision="float64", split_over="ranks")
+        for t in range(STEPS):
+            train(*data(rank, t))
+        found[which] = weight.get_value()
+    return found
+
+
 def large(rank: int) -> dict[str, np.ndarray]:
     """The first and last numbers of a mean that travels in many messages, and whether all are right."""
     values = np.arange(LARGE) * (rank + 1.0)
@@ -165,7 +185,7 @@ def main(folder: Path) -> None:
     found: dict[str, np.ndarray] = {}
     for rule in RULES:
         found |= least_squares(contexts.rank, rule) | added(contexts.rank, rule) | resumed(contexts.rank, rule)
-    found |= large(contexts.rank)
+    found |= large(contexts.rank) | same_as_one_step(contexts.rank)
     said = refusals(contexts.rank, len(contexts.ranks))
     (folder / f"{contexts.rank}.pickle").write_bytes(pickle.dumps((found, said)))
 

@@ -191,6 +191,11 @@ def test_local_sgd_averages_moving_averages_but_no_momentum(ran: Ran) -> None:
     assert (whole == whole[0]).all()
 
 
+def test_the_mean_after_every_momentum_step_is_a_step_of_all_ranks(ran: Ran) -> None:
+    for found in ran.found:
+        np.testing.assert_allclose(found["exchanged"], found["one step"], rtol=1e-11)
+
+
 def test_bytes_are_at_most_twice_the_parameters(ran: Ran) -> None:
     """Over all ranks 2 (R - 1) of the 15 numbers' bytes for a mean; of a large array each rank sends its share."""
     for rule, exchanges, itemsize in (
