@@ -6,7 +6,9 @@ import atexit
 import os
 import pickle
 import socket
+import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -54,13 +56,18 @@ class Told:
 
 
 class Cluster:
-    """This process, ``rank`` of ``size``, on ``host``. Every method is called by all ranks, in the same order."""
+    """This process, ``rank`` of ``size``, on ``host``. Every method is called by all ranks, in the same order.
+
+    Warns where MPI's thread level is below ``multiple``. Where MPI can be called by one thread alone, the methods raise
+    RuntimeError in others.
+    """
 
     def __init__(self, communicator: Any, status: Any) -> None:
         self._communicator = communicator
         self.rank: int = communicator.Get_rank()
         self.size: int = communicator.Get_size()
         self.host = socket.gethostname()
+        self._thread_level, self._is_main_thread = _one_thread_only()
         #: What this rank has sent to others so far.
         self.bytes_sent = 0
         # What ranks ask each other for at any time has messages of its own.
@@ -114,6 +121,7 @@ class Cluster:
 
     def from_first(self, value: Any) -> Any:
         """What rank 0 gives, on all ranks; the others' values do not count."""
+        self._require_thread()
         message = pickle.dumps(value) if self.rank == 0 else b""
         length = np.array([len(message)], np.int64)
         self.wait([self._communicator.Ibcast(length, 0)])
@@ -125,17 +133,18 @@ class Cluster:
 
     def all_gathered(self, array: np.ndarray) -> np.ndarray:
         """(ranks, *shape): every rank's array, of one shape and dtype on all."""
-        array = np.ascontiguousarray(array)
-        rows = self._all_gathered(array.reshape(-1).view(np.uint8))
+        rows = self._all_gathered(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
         return rows.reshape(-1).view(array.dtype).reshape(self.size, *array.shape)
 
     def send(self, array: np.ndarray, to: int, tag: int = 0) -> Any:
         """Begin to send contiguous memory; a request for ``wait``, until when the memory must stay as it is."""
+        self._require_thread()
         self.bytes_sent += array.nbytes
         return self._communicator.Isend(_bytes_of(array), to, tag)
 
     def receive(self, array: np.ndarray, source: int, tag: int = 0) -> Any:
         """Begin to receive into contiguous memory; a request for ``wait``."""
+        self._require_thread()
         return self._communicator.Irecv(_bytes_of(array), source, tag)
 
     def offer(self) -> int:
@@ -153,6 +162,7 @@ class Cluster:
         They are of the same turn as this rank's own: who has not put it on offer yet answers as soon as it has.
         """
         question = np.array([number, self._offered[number].turn], np.int64)
+        self._require_thread()
         requests = []
         for rank, memory in into.items():
             if rank != self.rank and memory.size:
@@ -197,7 +207,16 @@ class Cluster:
         self.wait([self._communicator.Ibarrier()])
         self.wait(self._answering)
 
+    def _require_thread(self) -> None:
+        if self._thread_level is not None and not self._is_main_thread():
+            raise RuntimeError(
+                f"a step in thread {threading.current_thread().name!r}, but MPI gives thread level "
+                f"{self._thread_level}: only the main thread may talk to other ranks. Call steps there, or take away "
+                f"what limits MPI (MPI4PY_RC_THREAD_LEVEL in the environment, or the library)."
+            )
+
     def _all_gathered(self, data: np.ndarray) -> np.ndarray:
+        self._require_thread()
         self.bytes_sent += data.nbytes * (self.size - 1)
         rows = np.empty((self.size, data.size), np.uint8)
         self.wait([self._communicator.Iallgather(data, rows)])
@@ -205,4 +224,23 @@ class Cluster:
 
 
 def _bytes_of(array: np.ndarray) -> np.ndarray:
+    if not array.flags.c_contiguous:  # a copy would be sent, or received into and forgotten
+        raise ValueError(f"an array of shape {array.shape} and strides {array.strides}: only contiguous memory travels")
     return array.reshape(-1).view(np.uint8)
+
+
+def _one_thread_only() -> tuple[str | None, Callable[[], bool]]:
+    """The thread level's name where MPI may be called by the thread alone that started it, and whether this is it.
+
+    Warns where the level is below ``multiple``, which mpi4py asks for.
+    """
+    from mpi4py import MPI
+
+    level = MPI.Query_thread()
+    if level == MPI.THREAD_SERIALIZED:
+        warnings.warn("MPI gives thread level serialized; no two threads may use it at once", RuntimeWarning, 4)
+    if level >= MPI.THREAD_SERIALIZED:
+        return None, MPI.Is_thread_main
+    name = "single" if level == MPI.THREAD_SINGLE else "funneled"
+    warnings.warn(f"MPI gives thread level {name}; steps run on the main thread only", RuntimeWarning, 4)
+    return name, MPI.Is_thread_main
