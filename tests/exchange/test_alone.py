@@ -17,14 +17,16 @@ IDENTITIES = [exchange.local_sgd, exchange.gossip, exchange.compressed]
 ALL = [*IDENTITIES, exchange.easgd]
 
 
-def trained(contexts: tm.Contexts, around: Callable[[tm.Step], Any]) -> tuple[tm.ParameterStore, list[Any]]:
+def trained(
+    contexts: tm.Contexts, around: Callable[[tm.Step], Any], **options: Any
+) -> tuple[tm.ParameterStore, list[Any]]:
     """Five steps with momentum, and what they gave."""
     store = tm.ParameterStore(seed=0)
     x = pt.tensor("x", shape=(None, 3), dtype="float32")
     rate = pt.scalar("rate", dtype="float32")
     loss = pt.sqr(tm.layers.dense(store, "out", x, 2)).mean()
     updates = tm.updates.momentum(loss, store.trainable(), rate)
-    step = tm.function([x, rate], {"loss": tm.average(loss)}, updates=updates, contexts=contexts)
+    step = tm.function([x, rate], {"loss": tm.average(loss)}, updates=updates, contexts=contexts, **options)
     train = around(step)
     batch = np.arange(24, dtype="float32").reshape(8, 3) / 24
     return store, [train(batch, rate=0.1)["loss"] for _ in range(5)]
@@ -56,6 +58,13 @@ def test_alone_easgd_pulls_to_its_centre() -> None:
         np.testing.assert_allclose(x.get_value(), own, rtol=1e-15)
         np.testing.assert_allclose(train.centre[x].get_value(), centre, rtol=1e-15)
     assert train.bytes_sent == 0
+
+
+def test_parameters_that_stay_on_the_devices_are_exchanged(eight: tm.Contexts) -> None:
+    host, losses = trained(eight[:2], exchange.easgd)
+    device, same = trained(eight[:2], exchange.easgd, update_on="device")
+    assert device.checksum() == host.checksum()
+    assert same == losses
 
 
 def test_the_centre_can_be_evaluated_by_givens(eight: tm.Contexts) -> None:

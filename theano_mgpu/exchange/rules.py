@@ -97,7 +97,7 @@ def gossip(step: Step, params: Params = None, *, probability: float = 0.1, seed:
     drawn from (seed, step), alike on every rank; what is sent in a step is mixed in at its end, all halvings first,
     then the messages by sender; so a run can be repeated, and ranks that send or receive wait for each other alone.
 
-    Blot et al., "Gossip training for deep learning", arXiv 1611.09726 (2016), algorithms 3 and 4.
+    Blot et al., "Gossip training for deep learning", arXiv 1611.09726 (2016): GoSGD.
     """
     probability = _fraction("gossip(): probability", probability)
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
