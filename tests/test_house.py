@@ -60,6 +60,7 @@ ROOMS = [
     "frontend",
     "verification",
     "updates",
+    "exchange",
     "schedules",
     "init",
     "layers",

@@ -6,7 +6,9 @@ import atexit
 import os
 import pickle
 import socket
+import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from theano_mgpu.cluster.state import State
 from theano_mgpu.errors import RankError
 
 __all__ = ["Cluster", "Told", "together"]
@@ -54,13 +57,19 @@ class Told:
 
 
 class Cluster:
-    """This process, ``rank`` of ``size``, on ``host``. Every method is called by all ranks, in the same order."""
+    """This process, ``rank`` of ``size``, on ``host``. Every method is called by all ranks, in the same order.
+
+    Warns where MPI's thread level is below ``multiple``. Where MPI can be called by one thread alone, the methods raise
+    RuntimeError in others.
+    """
 
     def __init__(self, communicator: Any, status: Any) -> None:
         self._communicator = communicator
+        self._state = State()
         self.rank: int = communicator.Get_rank()
         self.size: int = communicator.Get_size()
         self.host = socket.gethostname()
+        self._thread_level, self._is_main_thread = _one_thread_only()
         #: What this rank has sent to others so far.
         self.bytes_sent = 0
         # What ranks ask each other for at any time has messages of its own.
@@ -70,6 +79,17 @@ class Cluster:
         self._answering: list[Any] = []
         self._status: Any = status
         atexit.register(self._serve_until_all_end)
+
+    def watched(self, state: State) -> None:
+        """From here on this rank writes there where it is."""
+        self._state = state
+
+    def at(self, step: int | None = None, phase: str | None = None, run: str | None = None) -> None:
+        """Say where this rank is, for the sentence if it dies or hangs: which step, which phase of it ("computing").
+
+        ``run`` is the run's folder, once known. Two microseconds; what is not given stays as it was.
+        """
+        self._state.at(step, phase, run)
 
     def gathered(self, value: Any) -> list[Any]:
         """What each rank gives, any object that can be pickled, by rank, on all of them."""
@@ -114,6 +134,7 @@ class Cluster:
 
     def from_first(self, value: Any) -> Any:
         """What rank 0 gives, on all ranks; the others' values do not count."""
+        self._require_thread()
         message = pickle.dumps(value) if self.rank == 0 else b""
         length = np.array([len(message)], np.int64)
         self.wait([self._communicator.Ibcast(length, 0)])
@@ -125,17 +146,18 @@ class Cluster:
 
     def all_gathered(self, array: np.ndarray) -> np.ndarray:
         """(ranks, *shape): every rank's array, of one shape and dtype on all."""
-        array = np.ascontiguousarray(array)
-        rows = self._all_gathered(array.reshape(-1).view(np.uint8))
+        rows = self._all_gathered(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
         return rows.reshape(-1).view(array.dtype).reshape(self.size, *array.shape)
 
     def send(self, array: np.ndarray, to: int, tag: int = 0) -> Any:
         """Begin to send contiguous memory; a request for ``wait``, until when the memory must stay as it is."""
+        self._require_thread()
         self.bytes_sent += array.nbytes
         return self._communicator.Isend(_bytes_of(array), to, tag)
 
     def receive(self, array: np.ndarray, source: int, tag: int = 0) -> Any:
         """Begin to receive into contiguous memory; a request for ``wait``."""
+        self._require_thread()
         return self._communicator.Irecv(_bytes_of(array), source, tag)
 
     def offer(self) -> int:
@@ -153,6 +175,7 @@ class Cluster:
         They are of the same turn as this rank's own: who has not put it on offer yet answers as soon as it has.
         """
         question = np.array([number, self._offered[number].turn], np.int64)
+        self._require_thread()
         requests = []
         for rank, memory in into.items():
             if rank != self.rank and memory.size:
@@ -166,16 +189,33 @@ class Cluster:
             return
         test_some = type(requests[0]).Testsome
         requests = list(requests)
-        left, since = len(requests), time.perf_counter()
-        while left:
-            if done := test_some(requests):
-                left, since = left - len(done), time.perf_counter()
-                continue
-            self._serve()
-            if time.perf_counter() - since > _EAGER:
-                time.sleep(_NAP)
-            else:
-                os.sched_yield()
+        left, since, waits = len(requests), time.perf_counter(), False
+        try:
+            while left:
+                if done := test_some(requests):
+                    left, since = left - len(done), time.perf_counter()
+                    if waits:
+                        self._state.waits(waits := False)
+                    continue
+                self._serve()
+                if time.perf_counter() - since > _EAGER:
+                    if not waits:
+                        self._state.waits(waits := True)
+                    time.sleep(_NAP)
+                else:
+                    os.sched_yield()
+        finally:
+            if waits:
+                self._state.waits(False)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Inside, this thread needs other ranks to go on, as its watcher then knows. ``wait`` says so by itself."""
+        self._state.waits(True)
+        try:
+            yield
+        finally:
+            self._state.waits(False)
 
     def _serve(self) -> None:
         """Answer what other ranks have asked for."""
@@ -194,10 +234,20 @@ class Cluster:
             self._answering = [answer for answer in self._answering if not answer.Test()]
 
     def _serve_until_all_end(self) -> None:
-        self.wait([self._communicator.Ibarrier()])
+        # Not among the messages of a step: a rank that ends early would be taken to answer there, with nothing.
+        self.wait([self._answers.Ibarrier()])
         self.wait(self._answering)
 
+    def _require_thread(self) -> None:
+        if self._thread_level is not None and not self._is_main_thread():
+            raise RuntimeError(
+                f"a step in thread {threading.current_thread().name!r}, but MPI gives thread level "
+                f"{self._thread_level}: only the main thread may talk to other ranks. Call steps there, or take away "
+                f"what limits MPI (MPI4PY_RC_THREAD_LEVEL in the environment, or the library)."
+            )
+
     def _all_gathered(self, data: np.ndarray) -> np.ndarray:
+        self._require_thread()
         self.bytes_sent += data.nbytes * (self.size - 1)
         rows = np.empty((self.size, data.size), np.uint8)
         self.wait([self._communicator.Iallgather(data, rows)])
@@ -205,4 +255,23 @@ class Cluster:
 
 
 def _bytes_of(array: np.ndarray) -> np.ndarray:
+    if not array.flags.c_contiguous:  # a copy would be sent, or received into and forgotten
+        raise ValueError(f"an array of shape {array.shape} and strides {array.strides}: only contiguous memory travels")
     return array.reshape(-1).view(np.uint8)
+
+
+def _one_thread_only() -> tuple[str | None, Callable[[], bool]]:
+    """The thread level's name where MPI may be called by the thread alone that started it, and whether this is it.
+
+    Warns where the level is below ``multiple``, which mpi4py asks for.
+    """
+    from mpi4py import MPI
+
+    level = MPI.Query_thread()
+    if level == MPI.THREAD_SERIALIZED:
+        warnings.warn("MPI gives thread level serialized; no two threads may use it at once", RuntimeWarning, 4)
+    if level >= MPI.THREAD_SERIALIZED:
+        return None, MPI.Is_thread_main
+    name = "single" if level == MPI.THREAD_SINGLE else "funneled"
+    warnings.warn(f"MPI gives thread level {name}; steps run on the main thread only", RuntimeWarning, 4)
+    return name, MPI.Is_thread_main
