@@ -1,5 +1,6 @@
 """Several processes under mpirun: which ranks there are, and what they tell each other. Nothing here without mpirun."""
 
+from theano_mgpu.cluster.agreement import agree
 from theano_mgpu.cluster.communication import Cluster, Told, together
 from theano_mgpu.cluster.launch import cluster, ranks_launched
 from theano_mgpu.cluster.xla import require_jax, require_one_place_each, start_jax
@@ -7,6 +8,7 @@ from theano_mgpu.cluster.xla import require_jax, require_one_place_each, start_j
 __all__ = [
     "Cluster",
     "Told",
+    "agree",
     "cluster",
     "ranks_launched",
     "require_jax",

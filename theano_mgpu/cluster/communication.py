@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from theano_mgpu.cluster.state import State
 from theano_mgpu.errors import RankError
 
 __all__ = ["Cluster", "Told", "together"]
@@ -64,6 +65,7 @@ class Cluster:
 
     def __init__(self, communicator: Any, status: Any) -> None:
         self._communicator = communicator
+        self._state = State()
         self.rank: int = communicator.Get_rank()
         self.size: int = communicator.Get_size()
         self.host = socket.gethostname()
@@ -77,6 +79,17 @@ class Cluster:
         self._answering: list[Any] = []
         self._status: Any = status
         atexit.register(self._serve_until_all_end)
+
+    def watched(self, state: State) -> None:
+        """From here on this rank writes there where it is."""
+        self._state = state
+
+    def at(self, step: int | None = None, phase: str | None = None, run: str | None = None) -> None:
+        """Say where this rank is, for the sentence if it dies or hangs: which step, which phase of it ("computing").
+
+        ``run`` is the run's folder, once known. Two microseconds; what is not given stays as it was.
+        """
+        self._state.at(step, phase, run)
 
     def gathered(self, value: Any) -> list[Any]:
         """What each rank gives, any object that can be pickled, by rank, on all of them."""
@@ -176,16 +189,33 @@ class Cluster:
             return
         test_some = type(requests[0]).Testsome
         requests = list(requests)
-        left, since = len(requests), time.perf_counter()
-        while left:
-            if done := test_some(requests):
-                left, since = left - len(done), time.perf_counter()
-                continue
-            self._serve()
-            if time.perf_counter() - since > _EAGER:
-                time.sleep(_NAP)
-            else:
-                os.sched_yield()
+        left, since, waits = len(requests), time.perf_counter(), False
+        try:
+            while left:
+                if done := test_some(requests):
+                    left, since = left - len(done), time.perf_counter()
+                    if waits:
+                        self._state.waits(waits := False)
+                    continue
+                self._serve()
+                if time.perf_counter() - since > _EAGER:
+                    if not waits:
+                        self._state.waits(waits := True)
+                    time.sleep(_NAP)
+                else:
+                    os.sched_yield()
+        finally:
+            if waits:
+                self._state.waits(False)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Inside, this thread needs other ranks to go on, as its watcher then knows. ``wait`` says so by itself."""
+        self._state.waits(True)
+        try:
+            yield
+        finally:
+            self._state.waits(False)
 
     def _serve(self) -> None:
         """Answer what other ranks have asked for."""
@@ -204,7 +234,8 @@ class Cluster:
             self._answering = [answer for answer in self._answering if not answer.Test()]
 
     def _serve_until_all_end(self) -> None:
-        self.wait([self._communicator.Ibarrier()])
+        # Not among the messages of a step: a rank that ends early would be taken to answer there, with nothing.
+        self.wait([self._answers.Ibarrier()])
         self.wait(self._answering)
 
     def _require_thread(self) -> None:
