@@ -269,6 +269,7 @@ class Step:
 
     def mirrored(self) -> dict[Slot, jax.Array]:
         """What the devices have of shared variables now."""
+        self._follow_shapes()
         slots = [slot for slot in self._mirrored if not isinstance(slot, ResidentData)]
         with jax.enable_x64(True):
             return dict(zip(slots, self._mirrors.arrays(slots), strict=True))

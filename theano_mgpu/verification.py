@@ -60,12 +60,14 @@ def verify(step: Step, batch: Any) -> Verification:
     if not isinstance(arguments, Sequence) or isinstance(arguments, np.ndarray | str):
         raise TypeError(f"verify(): 'batch' should be a tuple, list or dict of the step's inputs, not {batch!r}.")
     contexts = step.contexts
+    # To look at values takes them back from the devices, so what the devices have of them comes first.
+    with together(contexts.cluster, f"while it verified {step.name}"):
+        mirrored = _compare_mirrors(step)
     _compare_ranks(step)
     on_all = step.attempt(*arguments, **named)
     _require_promised(step)
     on_one = step.attempt_alone(*arguments, **named)
     with together(contexts.cluster, f"while it verified {step.name}"):
-        mirrored = _compare_mirrors(step)
         _compare_attempts(step, on_one, on_all)
     names, outputs = tuple(contexts.names), len(on_all.outputs)
     return Verification(names, step.shards, mirrored, outputs, len(step.cut.updated), len(contexts.ranks))
