@@ -13,7 +13,7 @@ import jax
 
 from theano_mgpu.cluster.communication import Cluster
 
-__all__ = ["gpus_of", "require_jax", "require_one_place_each", "start_jax"]
+__all__ = ["gpus_of", "place_of", "require_jax", "require_one_place_each", "start_jax"]
 
 # Seconds for all ranks to find the first one.
 _PATIENCE = 60
@@ -38,14 +38,17 @@ def start_jax(cluster: Cluster, simulated: int, *, shares_gpus: bool) -> None:
     """
     if cluster in _started:
         return
-    own = simulated, os.cpu_count() or 1, cluster.host, _address() if cluster.rank == 0 else ("", "")
-    everyone = cluster.gathered(own)
+    visible = _visible_gpus()
+    everyone = cluster.gathered((simulated, os.cpu_count() or 1, cluster.host, visible))
     threads = max(sum(devices for devices, *_ in everyone), *(cores for _, cores, *_ in everyone))
-    neighbours = [rank for rank, (_, _, host, _) in enumerate(everyone) if host == cluster.host]
-    gpus = gpus_of(neighbours.index(cluster.rank), len(neighbours), _gpus(), cluster.host) if shares_gpus else None
+    here = {rank: seen for rank, (_, _, host, seen) in enumerate(everyone) if host == cluster.host}
+    # Where a launcher gave each rank GPUs of its own to see, they are shared out already.
+    shares_gpus = shares_gpus and len(set(here.values())) == 1
+    gpus = gpus_of(list(here).index(cluster.rank), len(here), len(visible), cluster.host) if shares_gpus else None
+    hosts = [host for _, _, host, _ in everyone]
+    address, problem = cluster.from_first(_address(hosts) if cluster.rank == 0 else None)
     os.environ.setdefault("NPROC", str(threads))
-    address, reason = everyone[0][3]
-    reasons = cluster.gathered(reason or _reason_not_to_start(address, cluster, gpus))
+    reasons = cluster.gathered(problem or _reason_not_to_start(address, cluster, gpus))
     _started[cluster] = next((f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason), "")
 
 
@@ -106,18 +109,25 @@ def gpus_of(position: int, ranks: int, gpus: int, host: str) -> list[int] | None
     return list(range(position * gpus // ranks, (position + 1) * gpus // ranks))
 
 
-def _gpus() -> int:
-    """How many this process may see, found without JAX, which takes all that it sees."""
+def place_of(device: jax.Device) -> Any:
+    """Which of its host's GPUs a device is, however few of them this process may see."""
+    number, visible = device.local_hardware_id, _visible_gpus()
+    return visible[number] if device.platform == "gpu" and number is not None and number < len(visible) else number
+
+
+def _visible_gpus() -> tuple[str, ...]:
+    """Those that this process may see, found without JAX, which takes all that it sees."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([name for name in visible.split(",") if name.strip()])
-    return len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()])
+        return tuple(name.strip() for name in visible.split(",") if name.strip())
+    numbers = [path.name[6:] for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()]
+    return tuple(sorted(numbers, key=int))
 
 
-def _address() -> tuple[str, str]:
-    """Of this host, with a port that is free now, unless the environment has one; and what was in the way, or nothing.
+def _address(hosts: Sequence[str]) -> tuple[str, str]:
+    """Of this host, the first of ``hosts``, with a port that is free now; and what was in the way, or nothing.
 
-    A port in use ends JAX's process.
+    The environment may have one. A port in use ends JAX's process.
     """
     host, _, port = os.environ.get("JAX_COORDINATOR_ADDRESS", "").rpartition(":")
     try:
@@ -126,12 +136,17 @@ def _address() -> tuple[str, str]:
             port = listener.getsockname()[1]
     except (OSError, ValueError) as error:
         return "", f"no port {port} to meet at: {error}"
-    return f"{host or _host_address()}:{port}", ""
+    return f"{host or _host_address(hosts)}:{port}", ""
 
 
-def _host_address() -> str:
-    """The host's name where others can look it up, as on a cluster; a laptop's own may lead nowhere."""
-    try:
-        return socket.gethostbyname(socket.gethostname())
-    except OSError:
+def _host_address(hosts: Sequence[str]) -> str:
+    """Where the others reach this host, the first: on the way to one of them, for its own name may lead to loopback."""
+    other = next((host for host in hosts if host != hosts[0]), None)
+    if other is None:
         return "127.0.0.1"
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.connect((other, 9))  # sends nothing: the system chooses the address to send from
+            return str(sender.getsockname()[0])
+    except OSError:
+        return socket.gethostname()
