@@ -46,11 +46,12 @@ def run(words: Sequence[str]) -> None:
             f"'output' is '{recipe.output}', but a run goes on in its own folder, '{options.resume}'. Leave --output "
             "out, or copy the folder and give --resume the copy."
         )
-    folder = recipe.output or _new_folder(Path(options.recipe or recipe.data).stem)
-
     # After the words were understood: JAX and PyTensor take seconds to import.
+    from theano_mgpu.cluster import by_first, cluster
     from theano_mgpu.recipes.running import train
 
+    name = Path(options.recipe or recipe.data).stem
+    folder = recipe.output or by_first(cluster(), "while it looked for a new folder", lambda: _new_folder(name))
     try:
         outcome = train(recipe, folder, resume=options.resume is not None, say=say)
     except KeyboardInterrupt:
