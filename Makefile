@@ -12,7 +12,7 @@ PACKAGE := .$(if $(shell command -v nvidia-smi 2>/dev/null),[cuda])
 
 help:
 	@echo "make train    theano-mgpu train: ResNet-18 on the bundled photographs, minutes on two cores"
-	@echo "make test     format, lint, types and tests, those in the documentation included"
+	@echo "make test     format, lint, types and tests, also under mpirun, and those in the documentation"
 	@echo "make install  only make the environment, .venv (PYTHON=python3.12 picks another Python)"
 	@echo "make clean    remove .venv, runs/ and what the tools left"
 
@@ -23,6 +23,9 @@ test: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	@# First those of several ranks: the whole suite's summary is the last line. Two ranks of two devices, four of one.
+	$(BIN)/mpirun -n 2 $(BIN)/python -m pytest -q -p no:xdist -m 'ranks and not slow and not gpu'
+	$(BIN)/mpirun -n 4 $(BIN)/python -m pytest -q -p no:xdist -m 'ranks and not slow and not gpu'
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 install: .venv/installed

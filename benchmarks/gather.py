@@ -40,7 +40,7 @@ class Gather:
         )
         self.parameters = sum(param.get_value(borrow=True).size for param in params)
         self.bytes = 4 * self.parameters * (len(contexts) + 4)
-        self._batch = self.step._signature.bind([np.ones(len(contexts), "float32")], {})
+        self._batch = self.step._values([np.ones(len(contexts), "float32")], {})
         with jax.enable_x64(True):
             self._turns = self.step._split(self._batch)
             shared = self.step._mirrors.arrays(self.step.cut.device.shared)
@@ -52,7 +52,10 @@ class Gather:
         with jax.enable_x64(True):
             rows, _ = step._gather(turns, self._results)
             updated = step._apply(rows, self._batch)
-            step._commit(step._new_values(turns, rows, updated, self._batch))
+            shares = step._shares
+            values = shares.new_values(updated.new_values, step.cut.host.shared, shares.wanted_whole())
+            step._verdict(values, rows, updated)
+            step._commit(values)
 
 
 class Copy:

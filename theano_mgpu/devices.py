@@ -204,7 +204,11 @@ def contexts(spec: str | None = None, memory: int | str | None = None) -> Contex
     limit = None if memory is None else _bytes(memory)
     others = cluster()
     if others:
-        start_jax(others, simulated=_simulated(spec))
+        start_jax(
+            others,
+            simulated=_simulated(spec),
+            shares_gpus=spec is None or re.search(r"cuda(?![:\d])", spec) is not None,
+        )
     found = list(_contexts(spec))
     if limit:
         found = [dataclasses.replace(context, limit=limit) for context in found]

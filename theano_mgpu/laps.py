@@ -29,6 +29,11 @@ class Laps:
         self._since = now
 
     @property
+    def total(self) -> float:
+        """Of the laps that have ended."""
+        return sum(self._seconds.values())
+
+    @property
     def seconds(self) -> dict[str, float]:
         """The caller's own copy."""
         return dict(self._seconds)

@@ -24,13 +24,21 @@ Need = Callable[[int], DeviceMemory]  # of so many shards
 class ShardCount:
     """How many shards a step cuts a batch into; ``asked`` is a number, or None for the smallest power of two that fits.
 
-    ``now`` is what the last batch was cut into, or the next will be.
+    ``now`` is what the last batch was cut into, or the next will be. ``agreed`` makes one number of what several
+    processes find.
     """
 
-    def __init__(self, step: str, asked: int | None, devices: int) -> None:
+    def __init__(
+        self,
+        step: str,
+        asked: int | None,
+        devices: int,
+        agreed: Callable[[Callable[[], int]], int] = lambda find: find(),
+    ) -> None:
         self._step = step
         self._asked = asked
         self._devices = devices
+        self._agreed = agreed
         self._largest: int | None = None  # examples of a shard, since memory ran out
         self._chosen: dict[int, int] = {}  # for batches of so many examples
         self._to_tell = ""
@@ -45,11 +53,16 @@ class ShardCount:
         """The same, for a batch that runs later."""
         count = self._chosen.get(examples)
         if count is None:
-            count = self._asked or self._smallest(examples, need, limit())
+            count = self._asked or self._agreed(lambda: self._smallest(examples, need, limit()))
             while self._largest is not None and -(-examples // count) > self._largest:
                 count *= 2
             self._chosen[examples] = count
         return count
+
+    @property
+    def is_found(self) -> bool:
+        """Whether the number is looked for, and was not asked for."""
+        return self._asked is None
 
     def halve(self, examples: int, error: Exception) -> None:
         """Smaller shards from now on. Raises DeviceMemoryError where they hold one example already."""

@@ -23,7 +23,7 @@ from theano_mgpu.commit import NewValue, addresses_of, new_values, non_finite
 from theano_mgpu.devices import Contexts
 from theano_mgpu.finite import are_finite, is_finite
 from theano_mgpu.gather.host import rows_like, rows_on_host
-from theano_mgpu.gather.ranks import SMALL, RankGather, aligned_empty, pieces, spread
+from theano_mgpu.gather.ranks import SMALL, Memory, RankGather, pieces, spread
 from theano_mgpu.lending import are_lendable
 from theano_mgpu.mirror import as_numpy, on_each, placed
 from theano_mgpu.vectors import Slot, Vector, variables_of
@@ -95,6 +95,7 @@ class Shares(Alone):
         super().__init__(bundled, contexts, on_device=False, lending=False)
         self._cluster = cluster
         self._placement = placement
+        self._memory = Memory()
         self._updated = bundled.updated
         needed = {*bundled.rest.inputs, *bundled.rest.shared}
         rows = [row for bundle in bundled.bundles for row in bundle.rows if _can_be_shared(row, needed)]
@@ -146,7 +147,9 @@ class Shares(Alone):
         slots = self._updated
         spreading = [i for i, slot in enumerate(slots) if slot in self._vectors and whole[i]]
         sizes = [slots[i].size for i in spreading]
-        wholes = dict(zip(spreading, spread(self._cluster, sizes, [arrays[i] for i in spreading]), strict=True))
+        wholes = dict(
+            zip(spreading, spread(self._cluster, sizes, [arrays[i] for i in spreading], self._memory), strict=True)
+        )
         values = []
         for i, (slot, array) in enumerate(zip(slots, arrays, strict=True)):
             if i in wholes:
@@ -187,7 +190,7 @@ class Shares(Alone):
 
         def whole(piece: Any) -> np.ndarray:
             own = np.asarray(piece)
-            found = aligned_empty(slot.size, own.dtype)
+            found = Memory().vector(slot.size, own.dtype)
             where = pieces(slot.size, own.dtype, self._cluster.size)
             found[where[self._cluster.rank]] = own
             self._cluster.fetch(self._offers[slot], {rank: found[place] for rank, place in enumerate(where)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -127,8 +127,9 @@ class Step:
         self.skipped = 0  # steps left out, under nonfinite="skip" or for the loss scale
         self._calls = 0
         self._laps = Laps()
+        self._rank_seconds: list[float] = []
         self._making = threading.Lock()
-        self._shard_count = ShardCount(name, shards, sum(contexts.counts))
+        self._shard_count = ShardCount(name, shards, sum(contexts.counts), self._largest_of_ranks)
         self._form = form
         self._slices = slices
         self._signature = Signature(name, tuple(arguments), cut.split)
@@ -226,6 +227,11 @@ class Step:
         """
         return self._laps.seconds
 
+    @property
+    def rank_seconds(self) -> list[float]:
+        """Of each rank, how long its own part of the last call took: until it had its sums, and waited for others'."""
+        return list(self._rank_seconds)
+
     def attempt(self, *args: Any, **kwargs: Any) -> Attempt:
         """All of a step but its commit."""
         self._laps.begin()
@@ -281,7 +287,8 @@ class Step:
         benchmarks/put.py, batches of 16 and 32 on two), and the copy is one more. Rows by numbers that a step may
         change (slices in givens) are not known ahead.
         """
-        return self.contexts.platform != "cpu" and not self._slices.rows
+        is_asked = self._shard_count.is_found and self.contexts.cluster is not None  # the other ranks, by one thread
+        return self.contexts.platform != "cpu" and not self._slices.rows and not is_asked
 
     @property
     def needs_one_round(self) -> bool:
@@ -316,8 +323,9 @@ class Step:
                 self._laps.end("copy")
                 own, reports = self._gather(turns, self._run(turns, batch, shared))
                 require_passed(self.name, [(r.checks, r.flags) for t, r in zip(turns, reports, strict=True) if t.live])
-                told.own = self._shares.wanted_whole()
-            wanted_whole = [any(of_slot) for of_slot in zip(*told.everyone, strict=True)]
+                told.own = self._shares.wanted_whole(), self._laps.total
+            self._rank_seconds = [seconds for _, seconds in told.everyone]
+            wanted_whole = [any(of_slot) for of_slot in zip(*(wanted for wanted, _ in told.everyone), strict=True)]
             rows = self._shares.rows(own)
             self._laps.end("gather")
             with self._together("while it updated") as told:
@@ -384,6 +392,11 @@ class Step:
 
         count = self._shard_count.foreseen if ahead else self._shard_count.of
         return count(examples, need, preparation.limit)
+
+    def _largest_of_ranks(self, find: Callable[[], int]) -> int:
+        with self._together("while it looked for a number of shards for") as told:
+            told.own = find()
+        return max(told.everyone)
 
     def _run(
         self, turns: Sequence[Round], batch: Mapping[Variable, np.ndarray], shared: list[Any]

@@ -6,7 +6,9 @@ import atexit
 import os
 import pickle
 import socket
+import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,9 +22,9 @@ __all__ = ["Cluster", "Told", "together"]
 
 # One message of a small object; a longer one takes a second.
 _SMALL = 512
-# Seconds of waiting in which a rank looks again at once; then it leaves its core to ranks that compute.
-_EAGER = 0.001
-_NAP = 0.00005
+# Seconds since the last message in which a rank looks again at once; then it leaves its core to who computes.
+_EAGER = 0.005
+_NAP = 0.0001
 
 
 @contextmanager
@@ -37,6 +39,14 @@ def together(cluster: Cluster | None, doing: str, **options: Any) -> Iterator[To
         told.everyone = [told.own]
 
 
+@dataclass(frozen=True)
+class _Offer:
+    """What other ranks may ask for, and how often it was put there anew."""
+
+    array: np.ndarray = field(default_factory=lambda: np.empty(0))
+    turn: int = 0
+
+
 @dataclass
 class Told:
     """What a rank tells the others at the end of something that all do, and then what each has told."""
@@ -46,16 +56,24 @@ class Told:
 
 
 class Cluster:
-    """This process, ``rank`` of ``size``, on ``host``. Every method is called by all ranks, in the same order."""
+    """This process, ``rank`` of ``size``, on ``host``. Every method is called by all ranks, in the same order.
+
+    Warns where MPI's thread level is below ``multiple``. Where MPI can be called by one thread alone, the methods raise
+    RuntimeError in others.
+    """
 
     def __init__(self, communicator: Any, status: Any) -> None:
         self._communicator = communicator
         self.rank: int = communicator.Get_rank()
         self.size: int = communicator.Get_size()
         self.host = socket.gethostname()
+        self._thread_level, self._is_main_thread = _one_thread_only()
+        #: What this rank has sent to others so far.
+        self.bytes_sent = 0
         # What ranks ask each other for at any time has messages of its own.
         self._questions, self._answers = communicator.Dup(), communicator.Dup()
-        self._offered: list[np.ndarray | None] = []
+        self._offered: list[_Offer] = []
+        self._asked: list[tuple[int, int, int]] = []  # by whom, of which offer, since which turn
         self._answering: list[Any] = []
         self._status: Any = status
         atexit.register(self._serve_until_all_end)
@@ -103,6 +121,7 @@ class Cluster:
 
     def from_first(self, value: Any) -> Any:
         """What rank 0 gives, on all ranks; the others' values do not count."""
+        self._require_thread()
         message = pickle.dumps(value) if self.rank == 0 else b""
         length = np.array([len(message)], np.int64)
         self.wait([self._communicator.Ibcast(length, 0)])
@@ -114,59 +133,73 @@ class Cluster:
 
     def all_gathered(self, array: np.ndarray) -> np.ndarray:
         """(ranks, *shape): every rank's array, of one shape and dtype on all."""
-        array = np.ascontiguousarray(array)
-        rows = self._all_gathered(array.reshape(-1).view(np.uint8))
+        rows = self._all_gathered(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
         return rows.reshape(-1).view(array.dtype).reshape(self.size, *array.shape)
 
     def send(self, array: np.ndarray, to: int, tag: int = 0) -> Any:
         """Begin to send contiguous memory; a request for ``wait``, until when the memory must stay as it is."""
+        self._require_thread()
+        self.bytes_sent += array.nbytes
         return self._communicator.Isend(_bytes_of(array), to, tag)
 
     def receive(self, array: np.ndarray, source: int, tag: int = 0) -> Any:
         """Begin to receive into contiguous memory; a request for ``wait``."""
+        self._require_thread()
         return self._communicator.Irecv(_bytes_of(array), source, tag)
 
     def offer(self) -> int:
         """A number under which other ranks may ask for an array of this one, the same on all."""
-        self._offered.append(None)
+        self._offered.append(_Offer())
         return len(self._offered) - 1
 
     def put_on_offer(self, number: int, array: np.ndarray) -> None:
         """What other ranks get of this one from now on. They are served whenever this rank waits."""
-        self._offered[number] = array
+        self._offered[number] = _Offer(array, self._offered[number].turn + 1)
 
     def fetch(self, number: int, into: Mapping[int, np.ndarray]) -> None:
-        """Other ranks' arrays of that offer, each into memory of its size; this rank alone may ask for it."""
+        """Other ranks' arrays of that offer, each into memory of its size; this rank alone may ask for it.
+
+        They are of the same turn as this rank's own: who has not put it on offer yet answers as soon as it has.
+        """
+        question = np.array([number, self._offered[number].turn], np.int64)
+        self._require_thread()
         requests = []
         for rank, memory in into.items():
             if rank != self.rank and memory.size:
                 requests.append(self._answers.Irecv(_bytes_of(memory), rank, number))
-                requests.append(self._questions.Isend(np.array([number], np.int64), rank))
+                requests.append(self._questions.Isend(question, rank))
         self.wait(requests)
 
     def wait(self, requests: Sequence[Any]) -> None:
         """Until all are done. Ranks may share cores, so who waits long makes way for who computes."""
         if not requests:
             return
-        test_all = type(requests[0]).Testall
+        test_some = type(requests[0]).Testsome
         requests = list(requests)
-        begun = time.perf_counter()
-        while not test_all(requests):
+        left, since = len(requests), time.perf_counter()
+        while left:
+            if done := test_some(requests):
+                left, since = left - len(done), time.perf_counter()
+                continue
             self._serve()
-            if time.perf_counter() - begun > _EAGER:
+            if time.perf_counter() - since > _EAGER:
                 time.sleep(_NAP)
             else:
                 os.sched_yield()
 
     def _serve(self) -> None:
         """Answer what other ranks have asked for."""
-        status = self._status
-        while self._questions.Iprobe(status=status):
-            number = np.empty(1, np.int64)
-            self._questions.Recv(number, status.Get_source())
-            offered = self._offered[int(number[0])]
-            assert offered is not None, "asked for before it was put on offer"
-            self._answering.append(self._answers.Isend(_bytes_of(offered), status.Get_source(), int(number[0])))
+        while self._questions.Iprobe(status=self._status):
+            question = np.empty(2, np.int64)
+            self._questions.Recv(question, self._status.Get_source())
+            self._asked.append((self._status.Get_source(), int(question[0]), int(question[1])))
+        for asked in list(self._asked):
+            rank, number, turn = asked
+            if self._offered[number].turn >= turn:
+                self._asked.remove(asked)
+                offered = self._offered[number].array
+                self.bytes_sent += offered.nbytes
+                self._answering.append(self._answers.Isend(_bytes_of(offered), rank, number))
         if self._answering:
             self._answering = [answer for answer in self._answering if not answer.Test()]
 
@@ -174,11 +207,40 @@ class Cluster:
         self.wait([self._communicator.Ibarrier()])
         self.wait(self._answering)
 
+    def _require_thread(self) -> None:
+        if self._thread_level is not None and not self._is_main_thread():
+            raise RuntimeError(
+                f"a step in thread {threading.current_thread().name!r}, but MPI gives thread level "
+                f"{self._thread_level}: only the main thread may talk to other ranks. Call steps there, or take away "
+                f"what limits MPI (MPI4PY_RC_THREAD_LEVEL in the environment, or the library)."
+            )
+
     def _all_gathered(self, data: np.ndarray) -> np.ndarray:
+        self._require_thread()
+        self.bytes_sent += data.nbytes * (self.size - 1)
         rows = np.empty((self.size, data.size), np.uint8)
         self.wait([self._communicator.Iallgather(data, rows)])
         return rows
 
 
 def _bytes_of(array: np.ndarray) -> np.ndarray:
+    if not array.flags.c_contiguous:  # a copy would be sent, or received into and forgotten
+        raise ValueError(f"an array of shape {array.shape} and strides {array.strides}: only contiguous memory travels")
     return array.reshape(-1).view(np.uint8)
+
+
+def _one_thread_only() -> tuple[str | None, Callable[[], bool]]:
+    """The thread level's name where MPI may be called by the thread alone that started it, and whether this is it.
+
+    Warns where the level is below ``multiple``, which mpi4py asks for.
+    """
+    from mpi4py import MPI
+
+    level = MPI.Query_thread()
+    if level == MPI.THREAD_SERIALIZED:
+        warnings.warn("MPI gives thread level serialized; no two threads may use it at once", RuntimeWarning, 4)
+    if level >= MPI.THREAD_SERIALIZED:
+        return None, MPI.Is_thread_main
+    name = "single" if level == MPI.THREAD_SINGLE else "funneled"
+    warnings.warn(f"MPI gives thread level {name}; steps run on the main thread only", RuntimeWarning, 4)
+    return name, MPI.Is_thread_main

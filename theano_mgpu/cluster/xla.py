@@ -5,33 +5,39 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from theano_mgpu.cluster.communication import Cluster
 
-__all__ = ["require_one_place_each", "start_jax"]
+__all__ = ["gpus_of", "require_one_place_each", "start_jax"]
 
 _started: set[Cluster] = set()
 
 
-def start_jax(cluster: Cluster, simulated: int) -> None:
+def start_jax(cluster: Cluster, simulated: int, *, shares_gpus: bool) -> None:
     """Before JAX makes its first device; ``simulated`` are those that this rank is about to ask for. Once.
+
+    With ``shares_gpus`` the ranks of a host share out its GPUs, where it has some.
 
     XLA cuts a CPU's sums by the threads of its pool, of which it makes as many as there are cores, or simulated devices
     if those are more. So that ranks get the bits of one process with all the devices, each has as many. NPROC is XLA's
     name for the number, and is left alone where it is set.
 
-    Raises RuntimeError where JAX was used before.
+    Raises RuntimeError where JAX was used before, and ValueError where a host has more ranks than GPUs.
     """
     if cluster in _started:
         return
-    everyone = cluster.gathered((simulated, os.cpu_count() or 1, _address() if cluster.rank == 0 else None))
-    threads = max(sum(devices for devices, _, _ in everyone), *(cores for _, cores, _ in everyone))
+    own = simulated, os.cpu_count() or 1, cluster.host, _address() if cluster.rank == 0 else None
+    everyone = cluster.gathered(own)
+    threads = max(sum(devices for devices, *_ in everyone), *(cores for _, cores, *_ in everyone))
+    neighbours = [rank for rank, (_, _, host, _) in enumerate(everyone) if host == cluster.host]
+    gpus = gpus_of(neighbours.index(cluster.rank), len(neighbours), _gpus(), cluster.host) if shares_gpus else None
     os.environ.setdefault("NPROC", str(threads))
     try:
-        jax.distributed.initialize(everyone[0][2], cluster.size, cluster.rank)
+        jax.distributed.initialize(everyone[0][3], cluster.size, cluster.rank, local_device_ids=gpus)
     except RuntimeError as error:
         raise RuntimeError(
             f"contexts: under mpirun, JAX is started for all {cluster.size} ranks together, by the first "
@@ -56,6 +62,26 @@ def require_one_place_each(places: Sequence[tuple[str, str, Sequence[Any]]]) -> 
                     f"contexts: rank {first} and rank {number} on {host} would both use its GPU {place}. Start as many "
                     'ranks a node as it has GPUs and ask for "cuda", of which each takes its share, or one rank a node.'
                 )
+
+
+def gpus_of(position: int, ranks: int, gpus: int, host: str) -> list[int] | None:
+    """Which of a host's GPUs are for one of its ranks; None where it is the only one, or there are none."""
+    if ranks == 1 or gpus == 0:
+        return None
+    if ranks > gpus:
+        raise ValueError(
+            f"contexts: mpirun started {ranks} ranks on {host}, which has {gpus} GPUs; each rank needs at least one. "
+            f'Start at most {gpus} there, or ask for simulated devices: tm.contexts("cpu:1").'
+        )
+    return list(range(position * gpus // ranks, (position + 1) * gpus // ranks))
+
+
+def _gpus() -> int:
+    """How many this process may see, found without JAX, which takes all that it sees."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip()])
+    return len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()])
 
 
 def _address() -> str:

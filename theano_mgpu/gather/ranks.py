@@ -8,6 +8,7 @@ in the fixed tree.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from theano_mgpu.gather.tree import tree_sum
 from theano_mgpu.mirror import on_host, to_devices
 from theano_mgpu.vectors import ALIGNMENT
 
-__all__ = ["RankGather", "aligned_empty", "pieces", "spread"]
+__all__ = ["Memory", "RankGather", "pieces", "spread"]
 
 # Arrays of fewer bytes all ranks send whole, in one message: pieces would be many small ones.
 SMALL = 2**14
@@ -42,6 +43,7 @@ class RankGather:
         self._kinds = kinds
         self._kept_in_pieces = kept_in_pieces
         self._received: dict[tuple[int, int], np.ndarray] = {}
+        self._memory = Memory()
 
     def own_sums(self, values: Sequence[jax.Array]) -> list[list[Any]]:
         """Over this rank's devices, begun but not waited for: of each of ``values``, (devices, ...), one (1, ...)."""
@@ -100,17 +102,17 @@ class RankGather:
         terms, requests = [own] * self._cluster.size, []
         for rank in others(self._cluster):
             if own.size:
-                terms[rank] = self._memory(number, rank, own)
+                terms[rank] = self._term(number, rank, own)
                 requests.append(self._cluster.receive(terms[rank], rank, number))
             if _length(where[rank]):
                 requests.append(self._cluster.send(array[where[rank]], rank, number))
         return terms, requests
 
-    def _memory(self, number: int, rank: int, like: np.ndarray) -> np.ndarray:
-        """The same at every step: what arrives anew in pages that are there already."""
+    def _term(self, number: int, rank: int, like: np.ndarray) -> np.ndarray:
+        """The same memory at every step."""
         held = self._received.get((number, rank))
         if held is None or (held.size, held.dtype) != (like.size, like.dtype):
-            held = self._received[number, rank] = aligned_empty(like.size, like.dtype)
+            held = self._received[number, rank] = self._memory.vector(like.size, like.dtype)
         return held
 
     def _all_whole(self, arrays: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
@@ -135,15 +137,45 @@ class RankGather:
         with to_devices():
             sums = _tree_sums(kinds)([[term[None] for term in received[number]] for number in numbers])
         sizes = [arrays[number].size for number in numbers]
-        wholes = spread(self._cluster, sizes, [total[0] for total in sums])
+        wholes = spread(self._cluster, sizes, [total[0] for total in sums], self._memory)
         return [[whole.reshape(arrays[number].shape)] for number, whole in zip(numbers, wholes, strict=True)]
 
 
-def spread(cluster: Cluster, sizes: Sequence[int], own: Sequence[Any]) -> list[np.ndarray]:
+class Memory:
+    """Memory for whole arrays, given again when nobody holds it any more: in pages that are there already.
+
+    So a step's new parameters lie where those before the last ones did, unless somebody has kept a view of them.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: dict[int, list[np.ndarray]] = {}
+
+    def vector(self, size: int, dtype: Any) -> np.ndarray:
+        """With any values, beginning at a multiple of 64 bytes."""
+        length = size * np.dtype(dtype).itemsize
+        blocks = self._blocks.setdefault(length, [])
+        free = next((block for block in blocks if sys.getrefcount(block) <= _UNHELD), None)
+        if free is None:
+            free = np.empty(length + ALIGNMENT, np.uint8)
+            blocks.append(free)
+        start = -free.ctypes.data % ALIGNMENT
+        return free[start : start + length].view(dtype)
+
+
+def _references_of_a_block() -> int:
+    """As many as a block has that only its list, the loop over it and the call that counts hold."""
+    blocks = [np.empty(0)]
+    return next(sys.getrefcount(block) for block in blocks)
+
+
+_UNHELD = _references_of_a_block()
+
+
+def spread(cluster: Cluster, sizes: Sequence[int], own: Sequence[Any], memory: Memory) -> list[np.ndarray]:
     """Of arrays of these sizes each rank has a piece, ``own``; the whole arrays, new ones, on all of them."""
     wholes, requests = [], []
     for number, (size, piece) in enumerate(zip(sizes, map(np.asarray, own), strict=True)):
-        whole = aligned_empty(size, piece.dtype)
+        whole = memory.vector(size, piece.dtype)
         where = pieces(size, piece.dtype, cluster.size)
         whole[where[cluster.rank]] = piece
         for rank in others(cluster):
@@ -169,13 +201,6 @@ def pieces(size: int, dtype: Any, ranks: int) -> list[slice]:
     step = max(ALIGNMENT // np.dtype(dtype).itemsize, 1)
     length = -(-size // (ranks * step)) * step
     return [slice(min(rank * length, size), min((rank + 1) * length, size)) for rank in range(ranks)]
-
-
-def aligned_empty(size: int, dtype: Any) -> np.ndarray:
-    """A vector that begins at a multiple of 64 bytes."""
-    memory = np.empty(size * np.dtype(dtype).itemsize + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + size * np.dtype(dtype).itemsize].view(dtype)
 
 
 def _length(where: slice) -> int:
