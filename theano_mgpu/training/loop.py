@@ -147,7 +147,7 @@ def fit(
                 batch, skipped = given.batch, step.skipped
                 examples = sum(own for _, own in told.everyone) if step.takes_parts else len(batch)
                 outputs = numbers_of(watch.timed("step", step, *given.arguments))
-                watch.count(examples, step.seconds)
+                watch.count(examples, step.seconds, step.rank_seconds)
                 if step.skipped == skipped:  # the loss of a step that was left out is no number
                     means.add(outputs, examples)
                 state.advance(step=number, cursor=batch.cursor, epoch=batch.epoch)
