@@ -34,7 +34,10 @@ class Source:
     """The devices: "cuda:0,1", "cpu:4"; every GPU, else the CPU, if not given."""
 
     def read(self, *, split_over: str = "devices") -> Trained:
-        """``split_over`` is that of the step which predicts. Raises ValueError where neither or both of ``run`` and ``weights`` are given, and what reading raises."""
+        """``split_over`` is that of the step which predicts, as in ``tm.function``.
+
+        Raises ValueError where neither or both of ``run`` and ``weights`` are given, and what reading raises.
+        """
         from theano_mgpu.devices import contexts
         from theano_mgpu.recipes.trained import of_run, of_weights
 

@@ -39,8 +39,8 @@ class BatchSource(Protocol):
     What comes is a function of the cursor alone, whatever was read before, so that a run which goes on from a
     checkpoint sees the same batches. A thread fetches them ahead of the step, so each batch has arrays of its own.
 
-    Under mpirun all ranks ask for the same batches. Where a step takes parts (``split_over="ranks"``), ``fit`` cuts this
-    rank's out of each. A source that need not make the others' takes a second argument: ``batches_from(cursor, part)``
+    Under mpirun all ranks ask for the same batches. Where a step takes parts (``split_over="ranks"``), ``fit`` cuts
+    this rank's out of each. A source that need not make the others' takes a second argument: ``batches_from(cursor, part)``
     gives of each batch of n examples the ``part(n)``, a slice, with the whole batch's cursor and epoch.
     """
 
@@ -107,7 +107,7 @@ class Batches:
 
 
 def batches_of(source: BatchSource, cursor: int, part: Part | None) -> Iterator[Batch]:
-    """A source's batches from a cursor on, or of each this rank's ``part``, whether the source knows of parts or not."""
+    """A source's batches from a cursor on, or of each this rank's ``part``, also where the source knows of none."""
     if part is None:
         return source.batches_from(cursor)
     if "part" in inspect.signature(source.batches_from).parameters:

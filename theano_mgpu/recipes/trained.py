@@ -41,8 +41,8 @@ def of_run(
 ) -> Trained:
     """The network of a run: of its best evaluation, or of its newest whole checkpoint.
 
-    Where the recipe averages parameters, those are taken. Under mpirun rank 0 reads; ``split_over`` is ``predict``'s, as
-    in ``tm.function``. Raises FileNotFoundError for a folder without a run or without a checkpoint,
+    Where the recipe averages parameters, those are taken. Under mpirun rank 0 reads; ``split_over`` is ``predict``'s,
+    as in ``tm.function``. Raises FileNotFoundError for a folder without a run or without a checkpoint,
     DamagedCheckpointError for one that is damaged.
     """
     recipe, found = by_first(

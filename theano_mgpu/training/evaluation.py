@@ -43,8 +43,8 @@ def evaluate(
     number. Sums are taken in float64 over single examples. An example is among the top k where fewer than k classes
     have a larger logit, or an equal one and a smaller number; one whose logits are not finite is wrong.
 
-    Under mpirun, of a step with ``split_over="ranks"``, each rank reads and answers its part of every batch. All get the
-    result, to the bit that of one process, for sums go over all examples in their order.
+    Under mpirun, of a step with ``split_over="ranks"``, each rank reads and answers its part of every batch. All get
+    the result, to the bit that of one process, for sums go over all examples in their order.
 
     Raises ValueError for no examples, and for logits of another form, or of fewer classes than the labels need.
     """

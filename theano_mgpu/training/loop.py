@@ -97,7 +97,7 @@ def fit(
     checkpoint_every: steps between checkpoints; at the end of each epoch by default. ``keep`` of them stay.
     on_save_error: "raise" or "warn" where a checkpoint or a line of metrics cannot be written.
     must_match: what a resumed run must have in common: ``{"classes": names}``.
-    callbacks: functions of a line of metrics, a dict; the run ends where one returns True. Under mpirun on rank 0 alone.
+    callbacks: functions of a line of metrics, a dict; the run ends where one returns True. Of rank 0 alone.
     progress: a live display where standard error is a terminal, else a plain line there for each line of metrics.
 
     Under mpirun all ranks call it, with the same arguments. Rank 0 alone has the run's folder, shows, and decides when
@@ -181,6 +181,7 @@ def fit(
                 if saved != state.progress.step and is_first:
                     _save(checkpoints, state, folder, means)
                 checkpoints.wait()
+        assert stopped_by is not None
         if stopped_by in Signals.__members__:
             signals.received = Signals[stopped_by]
             raise interrupted(signals, state, folder)
@@ -220,9 +221,7 @@ def _folder(run: str | os.PathLike[str] | RunFolder, cluster: Cluster | None) ->
     return run if isinstance(run, RunFolder) else RunFolder(run, cluster=cluster)
 
 
-def _evaluated(
-    evaluations: Mapping[str, Evaluation] | None, cluster: Cluster | None, number: int
-) -> dict[str, float]:
+def _evaluated(evaluations: Mapping[str, Evaluation] | None, cluster: Cluster | None, number: int) -> dict[str, float]:
     if not evaluations:
         return {}
     with together(cluster, f"while it evaluated after step {number}") as told:

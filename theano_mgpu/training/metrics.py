@@ -124,9 +124,7 @@ class Stopwatch:
         finally:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
-    def count(
-        self, examples: int, seconds: Mapping[str, float] | None = None, of_ranks: Sequence[float] = ()
-    ) -> None:
+    def count(self, examples: int, seconds: Mapping[str, float] | None = None, of_ranks: Sequence[float] = ()) -> None:
         """A step is done; ``seconds`` are its own, such as ``step.seconds``, and ``of_ranks`` ``step.rank_seconds``."""
         self.examples += examples
         self.steps += 1
@@ -139,9 +137,9 @@ class Stopwatch:
     def taken(self) -> dict[str, float | None]:
         """images/s, and mean seconds a step: of waiting for the batch, of the step, and of its parts; begin anew.
 
-        The parts copy, compute, gather and update are None where no step gave its own seconds. Of several ranks there is
-        what the fastest and the slowest took for their parts, "rank_seconds_min" and "rank_seconds_max", and which one
-        the slowest was, "slowest_rank".
+        The parts copy, compute, gather and update are None where no step gave its own seconds. Of several ranks
+        there is what the fastest and the slowest took for their parts, "rank_seconds_min" and "rank_seconds_max", and
+        which one the slowest was, "slowest_rank".
         """
         total, steps = sum(self.seconds.values()), max(self.steps, 1)
         taken: dict[str, float | None] = {
