@@ -40,8 +40,9 @@ class BatchSource(Protocol):
     checkpoint sees the same batches. A thread fetches them ahead of the step, so each batch has arrays of its own.
 
     Under mpirun all ranks ask for the same batches. Where a step takes parts (``split_over="ranks"``), ``fit`` cuts
-    this rank's out of each. A source that need not make the others' takes a second argument: ``batches_from(cursor, part)``
-    gives of each batch of n examples the ``part(n)``, a slice, with the whole batch's cursor and epoch.
+    this rank's out of each. A source that need not make the others' takes a second argument:
+    ``batches_from(cursor, part)`` gives of each batch of n examples the ``part(n)``, a slice, with the whole batch's
+    cursor and epoch.
     """
 
     def batches_from(self, cursor: int) -> Iterator[Batch]: ...

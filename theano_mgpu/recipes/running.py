@@ -113,7 +113,8 @@ def _dataset(recipe: Recipe, cluster: Cluster | None) -> Dataset:
         if digest != told.everyone[0]:
             raise ValueError(
                 f"'data' is '{recipe.data}', which is not the same on all ranks: rank {rank} finds other images, or "
-                "others of a class, than rank 0. Give all the same files, in a folder that they share or a copy on each."
+                "others of a class, than rank 0. Give all the same files, in a folder that they share or a copy on "
+                "each."
             )
     return dataset
 
