@@ -2,10 +2,10 @@
 
 python benchmarks/exchange.py --torch-python /path/to/python-with-torch
 
-Ours is a step of ``tm.function`` under mpirun over the parameters' real shapes, with a trivial loss of all of them: what
-counts is the call's time without the devices' computing, from a barrier on, the slowest rank's. PyTorch's is what
-DistributedDataParallel does with its gradients, an all-reduce of buckets of 25 MB over gloo, all begun at once, and then
-``torch.optim.SGD``. They take turns, and a ratio is the median of the pairs'. The last line is JSON. Needs mpi4py.
+Ours is a step of ``tm.function`` under mpirun over the parameters' real shapes, with a trivial loss of all of them:
+what counts is the call's time without the devices' computing, from a barrier on, the slowest rank's. PyTorch's is what
+DistributedDataParallel does with its gradients, an all-reduce of buckets of 25 MB over gloo, all begun at once, and
+then ``torch.optim.SGD``. They take turns, a ratio is the median of the pairs', the last line is JSON. Needs mpi4py.
 """
 
 from __future__ import annotations

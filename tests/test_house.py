@@ -59,6 +59,7 @@ ROOMS = [
     "frontend",
     "verification",
     "updates",
+    "exchange",
     "schedules",
     "init",
     "layers",

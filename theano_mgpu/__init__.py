@@ -1,6 +1,19 @@
 """Theano-style training over many GPUs: one symbolic graph, cut at its averages, one update on the host."""
 
-from theano_mgpu import data, init, layers, lowering, models, nn, recipes, report, schedules, training, updates
+from theano_mgpu import (
+    data,
+    exchange,
+    init,
+    layers,
+    lowering,
+    models,
+    nn,
+    recipes,
+    report,
+    schedules,
+    training,
+    updates,
+)
 from theano_mgpu.arguments import In
 from theano_mgpu.averages import average, grad, maximum, minimum, total
 from theano_mgpu.devices import Context, Contexts, Rank, contexts
@@ -12,6 +25,7 @@ from theano_mgpu.errors import (
     ImageError,
     NonFiniteError,
     RankError,
+    RanksDifferError,
     RecipeError,
     RunInUseError,
     UnsupportedGraphError,
@@ -40,6 +54,7 @@ __all__ = [
     "Plan",
     "Rank",
     "RankError",
+    "RanksDifferError",
     "RecipeError",
     "RunInUseError",
     "Step",
@@ -48,6 +63,7 @@ __all__ = [
     "average",
     "contexts",
     "data",
+    "exchange",
     "function",
     "grad",
     "init",

@@ -7,6 +7,7 @@ ValueError
 ├── CutError              a graph that cannot be cut into a device part and a host part
 ├── DamagedCheckpointError a checkpoint's file is not what was saved
 ├── ImageError            bytes that are no image, a damaged one, or one with too many pixels
+├── RanksDifferError      ranks of one mpirun with another graph, other shapes or other versions than the others
 └── RecipeError           a recipe with a setting that is not known, of another type, or out of range
 RuntimeError
 ├── RankError             another of mpirun's ranks failed, so that this one could not go on
@@ -27,6 +28,7 @@ __all__ = [
     "ImageError",
     "NonFiniteError",
     "RankError",
+    "RanksDifferError",
     "RecipeError",
     "RunInUseError",
     "UnsupportedGraphError",
@@ -51,6 +53,10 @@ class DamagedCheckpointError(ValueError):
 
 class ImageError(ValueError):
     """Bytes that are no image, a damaged one, or one with more pixels than allowed."""
+
+
+class RanksDifferError(ValueError):
+    """Ranks that mpirun started are about to run different things: another graph, other shapes, other versions."""
 
 
 class RecipeError(ValueError):

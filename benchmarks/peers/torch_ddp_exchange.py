@@ -2,8 +2,8 @@
 
 python benchmarks/peers/torch_ddp_exchange.py --ranks 2
 
-The gradients lie in DDP's buckets of 25 MB already (its ``gradient_as_bucket_view``); every bucket's all-reduce is begun
-at once, as DDP's hooks do, then divided, then comes the optimizer. One process a rank; needs only torch.
+The gradients lie in DDP's buckets of 25 MB already (its ``gradient_as_bucket_view``); every bucket's all-reduce is
+begun at once, as DDP's hooks do, then divided, then comes the optimizer. One process a rank; needs only torch.
 """
 
 from __future__ import annotations

@@ -19,7 +19,9 @@ FEATURES, CLASSES = 96, 10
 class Network:
     """Wide enough that its parameters are updated in pieces, with all that a step can have."""
 
-    def __init__(self, contexts: tm.Contexts, rule: Any = tm.updates.momentum, *, seed: int = 0, **options: Any) -> None:
+    def __init__(
+        self, contexts: tm.Contexts, rule: Any = tm.updates.momentum, *, seed: int = 0, **options: Any
+    ) -> None:
         self.store = tm.ParameterStore(seed=seed)
         x = pt.tensor("x", shape=(None, FEATURES), dtype="float32")
         labels = pt.vector("labels", dtype="int32")
@@ -77,7 +79,9 @@ def test_all_ranks_have_the_bits_of_one_device(everyone, rule, examples, split_o
 def test_the_parts_of_a_batch_are_all_of_it_once(everyone):
     network = Network(everyone)
     part = network.step.part(45)
-    parts = [(part.start, part.stop)] if everyone.cluster is None else everyone.cluster.gathered((part.start, part.stop))
+    parts = (
+        [(part.start, part.stop)] if everyone.cluster is None else everyone.cluster.gathered((part.start, part.stop))
+    )
     assert [i for start, stop in parts for i in range(start, stop)] == list(range(45))
 
 

@@ -1,6 +1,7 @@
 """Several processes under mpirun: which ranks there are, and what they tell each other. Nothing here without mpirun."""
 
-from theano_mgpu.cluster.communication import Cluster, Told, is_told, together
+from theano_mgpu.cluster.agreement import agree
+from theano_mgpu.cluster.communication import Cluster, Told, together
 from theano_mgpu.cluster.first import by_first
 from theano_mgpu.cluster.launch import cluster, ranks_launched
 from theano_mgpu.cluster.xla import require_one_place_each, start_jax
@@ -8,9 +9,9 @@ from theano_mgpu.cluster.xla import require_one_place_each, start_jax
 __all__ = [
     "Cluster",
     "Told",
+    "agree",
     "by_first",
     "cluster",
-    "is_told",
     "ranks_launched",
     "require_one_place_each",
     "start_jax",

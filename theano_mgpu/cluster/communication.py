@@ -16,23 +16,18 @@ from typing import Any
 
 import numpy as np
 
+from theano_mgpu.cluster.state import State
 from theano_mgpu.errors import RankError
 
-__all__ = ["Cluster", "Told", "is_told", "together"]
+__all__ = ["Cluster", "Told", "together"]
 
 # One message of a small object; a longer one takes a second.
 _SMALL = 512
 # Seconds since the last message in which a rank looks again at once; then it leaves its core to who computes.
 _EAGER = 0.005
 _NAP = 0.0001
-
-
+# A note on an error that the other ranks know of.
 _TOLD = "the other ranks were told."
-
-
-def is_told(error: Exception) -> bool:
-    """Whether the other ranks know of it: it was raised in what all did together."""
-    return any(note.endswith(_TOLD) for note in getattr(error, "__notes__", ()))
 
 
 @contextmanager
@@ -72,6 +67,7 @@ class Cluster:
 
     def __init__(self, communicator: Any, status: Any) -> None:
         self._communicator = communicator
+        self._state = State()
         self.rank: int = communicator.Get_rank()
         self.size: int = communicator.Get_size()
         self.host = socket.gethostname()
@@ -85,6 +81,17 @@ class Cluster:
         self._answering: list[Any] = []
         self._status: Any = status
         atexit.register(self._serve_until_all_end)
+
+    def watched(self, state: State) -> None:
+        """From here on this rank writes there where it is."""
+        self._state = state
+
+    def at(self, step: int | None = None, phase: str | None = None, run: str | None = None) -> None:
+        """Say where this rank is, for the sentence if it dies or hangs: which step, which phase of it ("computing").
+
+        ``run`` is the run's folder, once known. Two microseconds; what is not given stays as it was.
+        """
+        self._state.at(step, phase, run)
 
     def gathered(self, value: Any) -> list[Any]:
         """What each rank gives, any object that can be pickled, by rank, on all of them."""
@@ -115,7 +122,7 @@ class Cluster:
         try:
             yield told
         except Exception as error:
-            if not isinstance(error, RankError) and not is_told(error):
+            if not isinstance(error, RankError) and not _is_told(error):
                 self.gathered((f"{type(error).__name__}: {error}", is_out_of_memory(error)))
                 error.add_note(f"Raised on rank {self.rank} ({self.host}); {_TOLD}")
             raise
@@ -187,16 +194,33 @@ class Cluster:
             return
         test_some = type(requests[0]).Testsome
         requests = list(requests)
-        left, since = len(requests), time.perf_counter()
-        while left:
-            if done := test_some(requests):
-                left, since = left - len(done), time.perf_counter()
-                continue
-            self._serve()
-            if time.perf_counter() - since > _EAGER:
-                time.sleep(_NAP)
-            else:
-                os.sched_yield()
+        left, since, waits = len(requests), time.perf_counter(), False
+        try:
+            while left:
+                if done := test_some(requests):
+                    left, since = left - len(done), time.perf_counter()
+                    if waits:
+                        self._state.waits(waits := False)
+                    continue
+                self._serve()
+                if time.perf_counter() - since > _EAGER:
+                    if not waits:
+                        self._state.waits(waits := True)
+                    time.sleep(_NAP)
+                else:
+                    os.sched_yield()
+        finally:
+            if waits:
+                self._state.waits(False)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Inside, this thread needs other ranks to go on, as its watcher then knows. ``wait`` says so by itself."""
+        self._state.waits(True)
+        try:
+            yield
+        finally:
+            self._state.waits(False)
 
     def _serve(self) -> None:
         """Answer what other ranks have asked for."""
@@ -215,7 +239,8 @@ class Cluster:
             self._answering = [answer for answer in self._answering if not answer.Test()]
 
     def _serve_until_all_end(self) -> None:
-        self.wait([self._communicator.Ibarrier()])
+        # Not among the messages of a step: a rank that ends early would be taken to answer there, with nothing.
+        self.wait([self._answers.Ibarrier()])
         self.wait(self._answering)
 
     def _require_thread(self) -> None:
@@ -232,6 +257,10 @@ class Cluster:
         rows = np.empty((self.size, data.size), np.uint8)
         self.wait([self._communicator.Iallgather(data, rows)])
         return rows
+
+
+def _is_told(error: Exception) -> bool:
+    return any(note.endswith(_TOLD) for note in getattr(error, "__notes__", ()))
 
 
 def _bytes_of(array: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from theano_mgpu.cluster.communication import Cluster
+from theano_mgpu.cluster.watching import watched
 
 __all__ = ["cluster", "ranks_launched"]
 
@@ -73,10 +74,10 @@ def ranks_launched() -> int:
 def cluster() -> Cluster | None:
     """This process and the others that mpirun started; None where it is alone.
 
-    The first call starts MPI, and is for all ranks to make. Where mpi4py can work with several MPIs, as its wheels can,
-    it is told to take the one that started the processes; ``MPI4PY_LIBMPI`` and ``MPI4PY_MPIABI`` in the environment
-    have precedence. Raises RuntimeError where several processes were started but there is no mpi4py, no library of that
-    MPI, or one of another MPI, so that each process believes itself alone.
+    The first call starts MPI and a small process that watches this rank, and is for all ranks to make. Where mpi4py can
+    work with several MPIs, as its wheels can, it is told to take the one that started the processes; ``MPI4PY_LIBMPI``
+    and ``MPI4PY_MPIABI`` in the environment have precedence. Raises RuntimeError where several processes were started
+    but there is no mpi4py, no library of that MPI, or one of another MPI, so that each process believes itself alone.
     """
     launch = _launch()
     if launch is None or launch.size == 1:
@@ -85,7 +86,9 @@ def cluster() -> Cluster | None:
     communicator = mpi.COMM_WORLD
     if communicator.Get_size() != launch.size:
         raise RuntimeError(_mismatch(launch, communicator.Get_size()))
-    return Cluster(communicator.Dup(), mpi.Status())
+    ranks = Cluster(communicator.Dup(), mpi.Status())
+    ranks.watched(watched(ranks))
+    return ranks
 
 
 def _mpi(launch: _Launch) -> Any:

@@ -122,6 +122,8 @@ def fit(
         Checkpoints(folder.checkpoints, keep, on_error=on_save_error, cluster=cluster) as checkpoints,
         Prefetch(step, batches, learning_rate) as ahead,
     ):
+        at = cluster.at if cluster else _nowhere  # what is said of this rank if it dies or hangs
+        at(phase="starting the run", run=str(folder.path))
         begin(state, folder, checkpoints, resume=resume)
         checkpoints.reserve(state)
         means, watch, line = Means(state.progress.sums), Stopwatch(), _last(folder, cluster)
@@ -132,6 +134,7 @@ def fit(
         with StopSignals(says=is_first) as signals, display as live:
             while stopped_by is None:
                 number = state.progress.step + 1
+                at(number, "waiting for its batch")
                 with together(cluster, f"with the batch of step {number}") as told:
                     checkpoints.check()
                     given, asked = None, limits.asked(signals.received) if number > began + 1 else None
@@ -146,6 +149,7 @@ def fit(
                     break
                 batch, skipped = given.batch, step.skipped
                 examples = sum(own for _, own in told.everyone) if step.takes_parts else len(batch)
+                at(phase="computing")
                 outputs = numbers_of(watch.timed("step", step, *given.arguments))
                 watch.count(examples, step.seconds, step.rank_seconds)
                 if step.skipped == skipped:  # the loss of a step that was left out is no number
@@ -156,6 +160,7 @@ def fit(
                 ends_epoch = batch.epoch == int(batch.epoch)
                 evaluated: dict[str, float] = {}
                 if stopped_by or (number % evaluate_every == 0 if evaluate_every else ends_epoch):
+                    at(phase="evaluating")
                     evaluated = _evaluated(evaluations, cluster, number)
                     state.advance(**(judged(state.progress, evaluated, best) if evaluated else {}))
                     stopped_by = limits.finished(state.progress)
@@ -168,6 +173,7 @@ def fit(
                     line |= {"learning_rate": given.learning_rate} if learning_rate else {}
                     line |= watch.taken() | evaluated
                 if logs or saves:
+                    at(phase="saving")
                     with together(cluster, f"with what is kept of step {number}") as told:
                         if logs and is_first:
                             _record(folder, line, on_save_error)
@@ -219,6 +225,10 @@ def interrupted(signals: StopSignals, state: TrainingState, folder: RunFolder) -
 
 def _folder(run: str | os.PathLike[str] | RunFolder, cluster: Cluster | None) -> RunFolder:
     return run if isinstance(run, RunFolder) else RunFolder(run, cluster=cluster)
+
+
+def _nowhere(step: int | None = None, phase: str | None = None, run: str | None = None) -> None:
+    """Where nobody watches."""
 
 
 def _evaluated(evaluations: Mapping[str, Evaluation] | None, cluster: Cluster | None, number: int) -> dict[str, float]:
