@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
 import theano_mgpu as tm
+from theano_mgpu.scaling import Machines, Work, bandwidth, curve, draw_scaling
 from theano_mgpu.training.live_display import Screen
 from theano_mgpu.training.time_parts import mean_split
 
@@ -35,6 +36,16 @@ def main(folder: Path = Path(__file__).parent) -> None:
     inputs, outputs = [images, labels, learning_rate], {"loss": tm.average(loss)}
     step = tm.function(inputs, outputs, updates=updates, contexts=contexts, name="ResNet-50, one training step")
     step.draw(folder / "cut.svg")
+    picture_of_scaling(folder)
+
+
+def picture_of_scaling(folder: Path = Path(__file__).parent) -> None:
+    """``scaling.svg``: ResNet-50 on 32 nodes of 8 GPUs, predicted from figures that docs/scaling.md names."""
+    work = Work(compute=0.1, examples=256, gradients=102_228_128, arrays=7)
+    machines = Machines(link=bandwidth("link", "400Gbit"), host_memory=300e9)
+    curves = {update: curve(work, machines, 32, 8, update_on=update) for update in ("host", "device")}
+    note = "predicted: 0.1 s for 256 images a device, 102 MB of gradients; 400 Gbit/s, 5 us between nodes"
+    draw_scaling(folder / "scaling.svg", curves, "ResNet-50 on 32 nodes of 8 devices", note)
 
 
 def pictures_of_run(run: Path, folder: Path = Path(__file__).parent) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+needs_mpi = pytest.mark.skipif(importlib.util.find_spec("mpi4py") is None, reason="there is no mpi4py")
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -33,6 +35,7 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         ("gather.py", ["gather_raise_gb_per_s", "copy_gb_per_s", "ratio_raise"]),
         ("ordered_sum.py", ["ratio_2", "ratio_8"]),
         ("loader.py", ["images_per_s_ours_1", "images_per_s_ours_2", "efficiency"]),
+        pytest.param("scaling.py", ["worst"], marks=[needs_mpi, pytest.mark.slow]),
         pytest.param("exchange.py", ["ms_2", "sent_2"], marks=pytest.mark.slow),
         pytest.param("ranks_step.py", ["step_s", "exposed"], marks=pytest.mark.slow),
         pytest.param("from_files.py", ["ratio"], marks=pytest.mark.slow),
@@ -48,7 +51,7 @@ def test_a_benchmark_prints_one_line_of_figures(script: str, figures: list[str])
     done = run(sys.executable, f"benchmarks/{script}", "--smoke")
     assert done.returncode == 0, done.stderr
     *table, line = done.stdout.splitlines()
-    assert (script in ("loader.py", "exchange.py")) == bool(table)
+    assert (script in ("loader.py", "exchange.py", "scaling.py")) == bool(table)
     assert all(json.loads(line)[name] > -1 for name in figures)
 
 

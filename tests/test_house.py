@@ -46,6 +46,7 @@ ROOMS = [
     "programs",
     "launch",
     "plan",
+    "scaling",
     "preparation",
     "laps",
     "shards",

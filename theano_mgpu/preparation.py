@@ -57,6 +57,7 @@ class Preparation:
         mirrored: Sequence[Slot],
         update_placement: Sharding,
         contexts: Contexts,
+        own: Contexts,
         shares: Alone,
         *,
         on_device: bool,
@@ -67,6 +68,7 @@ class Preparation:
         self._mirrored = mirrored
         self._update_placement = update_placement
         self._contexts = contexts
+        self._own = own  # of the contexts those of this process
         self._shares = shares
         self._on_device = on_device
         self._compiled: dict[Any, ProgramMemory] = {}
@@ -89,7 +91,7 @@ class Preparation:
 
     def require_fit(self, turns: Sequence[Round], shapes: Shapes) -> None:
         """Raise LimitReached where a context was given less memory than the step needs."""
-        limits = [context.limit for context in self._contexts if context.limit is not None]
+        limits = [context.limit for context in self._own if context.limit is not None]
         if limits and (needed := self.device_memory(turns, shapes).total) > min(limits):
             raise LimitReached(f"{in_words(needed)} are needed on each device, the limit is {in_words(min(limits))}.")
 
@@ -109,8 +111,10 @@ class Preparation:
 
     def limit(self) -> int:
         """What each device may use: as given, as it reports, or its share of the machine's memory."""
-        share = int(_USABLE * host_memory() / len(self._contexts))
-        return min(context.memory().get("bytes_limit", share) for context in self._contexts)
+        here = self._own.ranks[self._own.rank].host
+        devices = sum(len(rank.names) for rank in self._own.ranks if rank.host == here)
+        share = int(_USABLE * host_memory() / devices)
+        return min(context.memory().get("bytes_limit", share) for context in self._own)
 
     def plan(self, examples: int, shards: int, turns: Sequence[Round], shapes: Shapes) -> Plan:
         device, host = self.device_memory(turns, shapes), self._host_memory()
@@ -119,7 +123,7 @@ class Preparation:
             shards=shards,
             shard_size=turns[0].size,
             rounds=len(turns),
-            contexts=tuple(self._contexts.names),
+            contexts=tuple(self._own.names),
             device=device,
             host=host,
             limit=self.limit(),
@@ -130,7 +134,7 @@ class Preparation:
 
     def _together(self, device: DeviceMemory, host: HostMemory) -> int:
         """Of the devices and the host, whose update begins when activations are gone."""
-        devices = len(self._contexts)
+        devices = len(self._own)
         if self._contexts.platform != "cpu" or self._on_device:
             return devices * device.total + host.total
         at_a_time = max(devices * device.activations, host.update)
@@ -143,7 +147,7 @@ class Preparation:
         results = max(program.results for program in self._compiled.values())
         return HostMemory(
             parameters=sum(bytes_on_each(_shared_like(slot)) for slot in everything),
-            gradients=results * len(self._contexts) if copied else 0,
+            gradients=results * len(self._own) if copied else 0,
             update=0 if self._on_device else update.results + update.temporary,
             page_locked=0,
         )

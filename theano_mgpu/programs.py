@@ -114,7 +114,7 @@ class DeviceProgram:
         with to_devices():  # numpy inputs, where there is one device
             values, per_example, flags = self._run(*arguments)
         if self._temporary_bytes > _MUCH_MEMORY and self._contexts.platform == "cpu":
-            map_in_huge_pages(len(self._contexts), self._temporary_bytes)
+            map_in_huge_pages(len(mesh_of(self._contexts).local_devices), self._temporary_bytes)
         return ShardResults(values, Report(per_example, self._checks[len(turn.parts)], flags))
 
     def lower(self, turn: Round, inputs: Sequence[Any], shared: Sequence[Any]) -> Callable[[], ProgramMemory]:

@@ -77,6 +77,10 @@ class Alone:
         """Whose new value is not finite in this process's part, by the numbers of the variables in ``updated``."""
         return non_finite(values, flags)
 
+    def place(self, value: NewValue) -> slice | None:
+        """Where ``value.array`` is a piece of the whole; None where it is all of it."""
+        return None
+
     def offer(self, values: Sequence[NewValue]) -> None:
         """To others, what was just committed; there are none."""
 
@@ -173,6 +177,9 @@ class Shares(Alone):
                 found.append(number)
             number += len(variables_of(slot))
         return found
+
+    def place(self, value: NewValue) -> slice | None:
+        return self._place(value.slot) if value.host is None else None
 
     def offer(self, values: Sequence[NewValue]) -> None:
         for value in values:

@@ -27,6 +27,7 @@ __all__ = [
     "placement",
     "rounds",
     "rounds_of",
+    "rounds_of_all",
     "whole_batch_round",
 ]
 
@@ -52,6 +53,18 @@ class Round:
     def parts(self) -> tuple[Round, ...]:
         """What a device runs at a time."""
         return (self,) if self.rest is None else (self, self.rest)
+
+    def of(self, devices: slice) -> Round:
+        """What some of the devices run."""
+        rest = self.rest and self.rest.of(devices)
+        return replace(
+            self, shards=self.shards[devices], starts=self.starts[devices], weights=self.weights[devices], rest=rest
+        )
+
+    def counted_from(self, start: int) -> Round:
+        """The same where example ``start`` of the batch is the first that is there; those before it are negative."""
+        rest = self.rest and self.rest.counted_from(start)
+        return replace(self, starts=tuple(own - start for own in self.starts), rest=rest)
 
     @functools.cached_property
     def live(self) -> tuple[int, ...]:
@@ -163,27 +176,39 @@ def rounds(examples: int, shards: int, devices: int) -> tuple[Round, ...]:
 
 
 @functools.lru_cache(maxsize=64)
+def rounds_of_all(examples: int, shards: int, devices: int, *, joint: bool, start: int) -> tuple[Round, ...]:
+    """The rounds of the devices of all ranks together, for a rank that has the batch from example ``start`` on."""
+    turns = (joint_round(examples, shards, devices),) if joint else rounds(examples, shards, devices)
+    return tuple(turn.counted_from(start) for turn in turns) if start else turns
+
+
+@functools.lru_cache(maxsize=64)
 def joint_round(examples: int, shards: int, devices: int) -> Round:
-    """One round for all of a batch: a shard on each of the first devices, what they do not divide one by one.
+    """One round for all of a batch, cut as by ``rounds``: a shard on each of the first devices.
 
-    Shards of two sizes cannot run in one program, but shards of one size and single examples beside them can.
+    Shards of two sizes cannot run in one program, but shards of one size can, and beside them the last example of each
+    that is larger.
     """
-    size, over = divmod(examples, shards)
-    single = _on_first_devices(1, over, shards, shards * size, examples, devices) if over else None
+    size = examples // shards
+    sizes = _sizes(examples, shards)
+    starts = [0, *accumulate(sizes)]
+    last = {d: starts[d] + size for d in range(shards) if sizes[d] > size}
     if size == 0:
-        return _on_first_devices(1, over, 0, 0, examples, devices)
-    return replace(_on_first_devices(size, shards, 0, 0, examples, devices), rest=single)
+        return _on_devices(last, 1, 0, examples, devices)
+    rest = _on_devices(last, 1, shards, examples, devices) if last else None
+    return replace(_on_devices(dict(enumerate(starts[:shards])), size, 0, examples, devices), rest=rest)
 
 
-def _on_first_devices(size: int, count: int, number: int, start: int, examples: int, devices: int) -> Round:
-    """``count`` shards of ``size`` examples from ``start`` on, numbered from ``number`` on."""
-    own = [min(d, count - 1) for d in range(devices)]
+def _on_devices(starts: dict[int, int], size: int, number: int, examples: int, devices: int) -> Round:
+    """Shards of ``size`` examples, numbered from ``number`` on, by the devices that have one."""
+    numbers = {device: number + i for i, device in enumerate(starts)}
+    own = [device if device in starts else next(iter(starts)) for device in range(devices)]
     return Round(
         place=0,
         size=size,
-        shards=tuple(number + i for i in own),
-        starts=tuple(start + i * size for i in own),
-        weights=tuple(size / examples if d < count else 0.0 for d in range(devices)),
+        shards=tuple(numbers[device] for device in own),
+        starts=tuple(starts[device] for device in own),
+        weights=tuple(size / examples if device in starts else 0.0 for device in range(devices)),
     )
 
 
@@ -212,19 +237,22 @@ def place(batch: Sequence[np.ndarray], turn: Round, contexts: Contexts) -> list[
 def in_order(turns: Sequence[Round], results: Sequence[np.ndarray]) -> np.ndarray:
     """The results of rounds and their rests, (devices * size, ...) each, as one row for each example of the batch."""
     shards = {
-        turn.shards[device]: rows[device * turn.size : (device + 1) * turn.size]
+        turn.starts[device]: rows[device * turn.size : (device + 1) * turn.size]
         for turn, rows in zip([part for turn in turns for part in turn.parts], results, strict=True)
         for device in turn.live
     }
     if not shards:  # of a rank that has none
         return results[0][:0]
-    return np.concatenate([shards[number] for number in sorted(shards)])
+    return np.concatenate([shards[start] for start in sorted(shards)])
 
 
 def _on_each(array: np.ndarray, turn: Round, placement: Sharding) -> jax.Array:
     def shard(index: tuple[slice, ...]) -> np.ndarray:
-        start = turn.starts[(index[0].start or 0) // turn.size]
-        return array[start : start + turn.size]
+        device = (index[0].start or 0) // turn.size
+        start = turn.starts[device]
+        if turn.weights[device] or 0 <= start <= len(array) - turn.size:
+            return array[start : start + turn.size]
+        return np.zeros((turn.size, *array.shape[1:]), array.dtype)  # for another rank's, repeated with weight 0
 
     return jax.make_array_from_callback((len(turn.starts) * turn.size, *array.shape[1:]), placement, shard)
 

@@ -6,7 +6,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from pytensor.printing import debugprint
 from theano_mgpu import split
 from theano_mgpu.arguments import Argument, Signature
 from theano_mgpu.bundles import bundled
-from theano_mgpu.cluster import Told, together
+from theano_mgpu.cluster import Told, require_jax, together
 from theano_mgpu.commit import NewValue, commit
 from theano_mgpu.cut import Cut
 from theano_mgpu.dealing import BoundBatch, Dealing
@@ -70,6 +70,8 @@ from theano_mgpu.split import Round
 from theano_mgpu.vectors import Slot, Vector, slots_of, variables_of
 
 __all__ = ["Step"]
+
+_MEMORY = {"is_out_of_memory": is_out_of_memory}
 
 
 @dataclass(frozen=True)
@@ -139,13 +141,18 @@ class Step:
         self._device_part = lower(cut.device, precision)
         is_scaled = precision.is_scaled and any(reduction.of_gradient for reduction in cut.reductions)
         self._loss_scale = LossScale() if is_scaled else None
-        self._dealing = Dealing(name, cut, contexts, split_over=split_over, joint=self.needs_one_round)
+        # Where devices need each other's numbers, those of all ranks run one program.
+        of_all = self._on_device or self.needs_one_round
+        if of_all and contexts.cluster:
+            require_jax(contexts.cluster, name)
+        self._mesh_contexts = contexts.everywhere if of_all else contexts
+        self._dealing = Dealing(name, cut, contexts, split_over=split_over, joint=self.needs_one_round, of_all=of_all)
         self._make_programs()
 
     def _make_programs(self) -> None:
         """For the shapes that shared variables have now. New mirrors too: old ones hold vectors of other shapes."""
-        is_host = self.contexts.devices == [host_device()]
-        self._mirrors = Mirrors(on_every(self.contexts))
+        is_host = self._mesh_contexts.devices == [host_device()]
+        self._mirrors = Mirrors(on_every(self._mesh_contexts))
         self._update_mirrors = self._mirrors if self._on_device or is_host else Mirrors(on_host())
         self._lending = self._on_device and not is_host
         self._bundled = bundled(self.cut, shapes_of((*self.cut.host.shared, *self.cut.updated)))
@@ -158,13 +165,13 @@ class Step:
             self._device_part,
             self._bundled,
             self._mirrored,
-            self.contexts,
+            self._mesh_contexts,
             None if scale is None else lambda: scale.value,
         )
         self._update = UpdateProgram(
             self._bundled,
             self._update_mirrors.placement,
-            self.contexts if self._on_device else None,
+            self._mesh_contexts if self._on_device else None,
             looks=self._lending and self._looks,
         )
         self._shares = self._shared_out()
@@ -174,6 +181,7 @@ class Step:
             self._update,
             self._mirrored,
             self._update_mirrors.placement,
+            self._mesh_contexts,
             self.contexts,
             self._shares,
             on_device=self._on_device,
@@ -182,7 +190,7 @@ class Step:
     def _shared_out(self) -> Alone:
         contexts = self.contexts
         if contexts.cluster is None or self._on_device:
-            return Alone(self._bundled, contexts, on_device=self._on_device, lending=self._lending)
+            return Alone(self._bundled, self._mesh_contexts, on_device=self._on_device, lending=self._lending)
         placement = self._update_mirrors.placement
         return Shares(contexts.cluster, self._bundled, contexts, placement, read=self.cut.device.shared)
 
@@ -236,6 +244,22 @@ class Step:
         """All of a step but its commit."""
         self._laps.begin()
         return self._attempt(self._bound(args, kwargs))
+
+    def attempt_alone(self, *args: Any, **kwargs: Any) -> Attempt:
+        """The same by this process's first device alone, of all ranks' batch, with this rank's rows of outputs.
+
+        Raises ValueError where ranks gave parts that are not cut as one device cuts the batch.
+        """
+        whole, own = self._dealing.whole(self._values(args, kwargs), self.shards)
+        alone = self.over(self.contexts.local[:1])
+        alone._laps.begin()
+        attempt = alone._attempt(whole)
+        outputs = zip(attempt.outputs, self.cut.outputs, strict=True)
+        return Attempt(attempt.new_values, [value[own] if output.per_example else value for value, output in outputs])
+
+    def place_of(self, value: NewValue) -> slice | None:
+        """Where of an attempt's new value this process has a piece; None where it has the whole."""
+        return self._shares.place(value)
 
     def over(self, contexts: Contexts) -> Step:
         """The same step, in as many shards, over other contexts."""
@@ -317,12 +341,15 @@ class Step:
         """Nothing visible changes before the commit; under mpirun it is reached by all ranks or by none."""
         self._follow_shapes()
         with jax.enable_x64(True):
-            with self._together("while it computed", is_out_of_memory=is_out_of_memory) as told:
+            with self._together("while it computed", **_MEMORY) as told:
                 turns = self._split(batch)
-                shared = current(self._mirrored, self._mirrors, self.contexts)
+                shared = current(self._mirrored, self._mirrors, self._mesh_contexts)
                 self._laps.end("copy")
                 own, reports = self._gather(turns, self._run(turns, batch, shared))
-                require_passed(self.name, [(r.checks, r.flags) for t, r in zip(turns, reports, strict=True) if t.live])
+                of_rank = self._dealing.own(turns)
+                require_passed(
+                    self.name, [(r.checks, r.flags) for t, r in zip(of_rank, reports, strict=True) if t.live]
+                )
                 told.own = self._shares.wanted_whole(), self._laps.total
             self._rank_seconds = [seconds for _, seconds in told.everyone]
             wanted_whole = [any(of_slot) for of_slot in zip(*(wanted for wanted, _ in told.everyone), strict=True)]
@@ -333,7 +360,7 @@ class Step:
                 require_passed(self.name, [(self._update.checks, updated.checks)])
                 values = self._shares.new_values(updated.new_values, self.cut.host.shared, wanted_whole)
                 told.own = self._verdict(values, rows, updated)
-            attempt = Attempt(self._judged(values, told, turns, batch), self._outputs(batch, turns, reports, updated))
+            attempt = Attempt(self._judged(values, told, turns, batch), self._outputs(batch, of_rank, reports, updated))
             self._laps.end("compute" if self._on_device else "update")
             return attempt
 
@@ -403,10 +430,14 @@ class Step:
     ) -> Iterator[ShardResults]:
         try:
             shapes = {v: value.shape for v, value in batch.items()}
-            self._preparation.prepare(turns, shapes)
-            self._preparation.require_fit(turns, shapes)
+            # A rank that then ran no program would leave the others' programs waiting for it.
+            of_all = self._mesh_contexts is not self.contexts
+            with self._together("while it prepared", **_MEMORY) if of_all else nullcontext():
+                self._preparation.prepare(turns, shapes)
+                self._preparation.require_fit(turns, shapes)
             self._laps.end("compute")
-            yield from launched_ahead([partial(self._launch, turn, batch, shared) for turn in turns], self.contexts)
+            launches = [partial(self._launch, turn, batch, shared) for turn in turns]
+            yield from launched_ahead(launches, self._mesh_contexts)
         except UnsupportedGraphError:
             raise
         except ValueError as error:  # shapes that do not fit are found while the graph is traced
@@ -425,7 +456,7 @@ class Step:
             return batch.placed[turn.size, turn.starts]
         inputs = self.cut.device.inputs
         arrays = [batch[v] for v in inputs if v in self.cut.split]
-        parts = zip(*(split.place(arrays, part, self.contexts) for part in turn.parts), strict=True)
+        parts = zip(*(split.place(arrays, part, self._mesh_contexts) for part in turn.parts), strict=True)
         whole = placed([batch[v] for v in inputs if v in self.cut.whole], self._mirrors.placement)
         of_whole = iter([value] * len(turn.parts) for value in whole)
         return [list(next(parts)) if v in self.cut.split else next(of_whole) for v in inputs]
@@ -505,9 +536,10 @@ class Step:
     def _non_finite_error(
         self, turns: Sequence[Round], bad: list[SharedVariable], batch: Mapping[Variable, np.ndarray]
     ) -> NonFiniteError:
-        shared = current(self._mirrored, self._mirrors, self.contexts)
+        shared = current(self._mirrored, self._mirrors, self._mesh_contexts)
         with self._together("while it looked for what is not finite in") as told:
-            told.own = non_finite_shards(turns, (self._launch(turn, batch, shared) for turn in turns))
+            results = (self._launch(turn, batch, shared) for turn in turns)
+            told.own = non_finite_shards(self._dealing.own(turns), results)
         shards = sorted(number for of_rank in told.everyone for number in of_rank)
         return non_finite_error(self.name, self._calls, bad, shards, self.loss_scale)
 

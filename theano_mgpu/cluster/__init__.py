@@ -4,7 +4,7 @@ from theano_mgpu.cluster.agreement import agree
 from theano_mgpu.cluster.communication import Cluster, Told, together
 from theano_mgpu.cluster.first import by_first
 from theano_mgpu.cluster.launch import cluster, ranks_launched
-from theano_mgpu.cluster.xla import require_one_place_each, start_jax
+from theano_mgpu.cluster.xla import require_jax, require_one_place_each, start_jax
 
 __all__ = [
     "Cluster",
@@ -13,6 +13,7 @@ __all__ = [
     "by_first",
     "cluster",
     "ranks_launched",
+    "require_jax",
     "require_one_place_each",
     "start_jax",
     "together",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Sequence
@@ -12,9 +13,13 @@ import jax
 
 from theano_mgpu.cluster.communication import Cluster
 
-__all__ = ["gpus_of", "require_one_place_each", "start_jax"]
+__all__ = ["gpus_of", "require_jax", "require_one_place_each", "start_jax"]
 
-_started: set[Cluster] = set()
+# Seconds for all ranks to find the first one.
+_PATIENCE = 60
+
+# Of each cluster that was started why JAX's runtime could not be, "" where it was.
+_started: dict[Cluster, str] = {}
 
 
 def start_jax(cluster: Cluster, simulated: int, *, shares_gpus: bool) -> None:
@@ -26,24 +31,49 @@ def start_jax(cluster: Cluster, simulated: int, *, shares_gpus: bool) -> None:
     if those are more. So that ranks get the bits of one process with all the devices, each has as many. NPROC is XLA's
     name for the number, and is left alone where it is set.
 
+    The ranks meet at a port of rank 0's host, or at ``JAX_COORDINATOR_ADDRESS`` ("host:port"), where that is set. Where
+    they do not, each has its own devices all the same, and ``require_jax`` says why.
+
     Raises RuntimeError where JAX was used before, and ValueError where a host has more ranks than GPUs.
     """
     if cluster in _started:
         return
-    own = simulated, os.cpu_count() or 1, cluster.host, _address() if cluster.rank == 0 else None
+    own = simulated, os.cpu_count() or 1, cluster.host, _address() if cluster.rank == 0 else ("", "")
     everyone = cluster.gathered(own)
     threads = max(sum(devices for devices, *_ in everyone), *(cores for _, cores, *_ in everyone))
     neighbours = [rank for rank, (_, _, host, _) in enumerate(everyone) if host == cluster.host]
     gpus = gpus_of(neighbours.index(cluster.rank), len(neighbours), _gpus(), cluster.host) if shares_gpus else None
     os.environ.setdefault("NPROC", str(threads))
+    address, reason = everyone[0][3]
+    reasons = cluster.gathered(reason or _reason_not_to_start(address, cluster, gpus))
+    _started[cluster] = next((f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason), "")
+
+
+def require_jax(cluster: Cluster, step: str) -> None:
+    """Raises RuntimeError where programs cannot run on the devices of all ranks together."""
+    if reason := _started[cluster]:
+        raise RuntimeError(
+            f'{step}: update_on="device" and synchronised batch norm take averages between the devices of all '
+            f"{cluster.size} ranks, for which JAX's distributed runtime could not start ({reason}). See that the ranks "
+            f"reach rank 0's host, or set JAX_COORDINATOR_ADDRESS to an address of it, host:port, where they do; "
+            f'update_on="host" works without.'
+        )
+
+
+def _reason_not_to_start(address: str, cluster: Cluster, gpus: list[int] | None) -> str:
+    """Start; what was in the way, or nothing. Raises RuntimeError where JAX was used before."""
     try:
-        jax.distributed.initialize(everyone[0][3], cluster.size, cluster.rank, local_device_ids=gpus)
+        jax.distributed.initialize(address, cluster.size, cluster.rank, gpus, initialization_timeout=_PATIENCE)
+    except jax.errors.JaxRuntimeError as error:
+        with contextlib.suppress(RuntimeError):
+            jax.distributed.shutdown()
+        return str(error).splitlines()[0]
     except RuntimeError as error:
         raise RuntimeError(
             f"contexts: under mpirun, JAX is started for all {cluster.size} ranks together, by the first "
             f"tm.contexts(...), which must come before any other use of JAX in the script: {error}"
         ) from error
-    _started.add(cluster)
+    return ""
 
 
 def require_one_place_each(places: Sequence[tuple[str, str, Sequence[Any]]]) -> None:
@@ -84,12 +114,19 @@ def _gpus() -> int:
     return len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()])
 
 
-def _address() -> str:
-    """Of this host, with a port that is free now."""
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        port = listener.getsockname()[1]
-    return f"{_host_address()}:{port}"
+def _address() -> tuple[str, str]:
+    """Of this host, with a port that is free now, unless the environment has one; and what was in the way, or nothing.
+
+    A port in use ends JAX's process.
+    """
+    host, _, port = os.environ.get("JAX_COORDINATOR_ADDRESS", "").rpartition(":")
+    try:
+        with socket.socket() as listener:
+            listener.bind(("", int(port or 0)))
+            port = listener.getsockname()[1]
+    except (OSError, ValueError) as error:
+        return "", f"no port {port} to meet at: {error}"
+    return f"{host or _host_address()}:{port}", ""
 
 
 def _host_address() -> str:
