@@ -51,9 +51,9 @@ def examined(contexts: tm.Contexts) -> tm.training.Examination:
     return tm.training.examine(predict, shown, "abc", 8, mistakes=9)
 
 
-def main(folder: str, devices: int, *, at: list[Any] | None = None, **settings: Any) -> None:
+def main(folder: str, devices: int, *, at: list[Any] | None = None, update_on: str = "host", **settings: Any) -> None:
     contexts = tm.contexts(f"cpu:{devices}")
-    made = network(contexts, split_over="ranks")
+    made = network(contexts, split_over="ranks", update_on=update_on)
     batches = Batches(contexts.rank, at)
     _, fitted = train(folder, contexts, made=made, source=batches, evaluated=True, **settings)
     found = examined(contexts)

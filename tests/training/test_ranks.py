@@ -17,6 +17,7 @@ from tests.training.network import COUNT
 ROOT = Path(__file__).parents[2]
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
 RUN = {"max_steps": 10, "log_every": 5}
+MORE = [(4, "host"), (2, "device")]
 MEASURED = ("images_per_s", "step_seconds", "wait", "copy", "compute", "gather", "update", "rank", "slowest")
 
 pytestmark = pytest.mark.skipif(not MPIEXEC.exists(), reason='needs an MPI: pip install "theano-mgpu[mpi]"')
@@ -60,11 +61,13 @@ def alone(tmp_path_factory):
     return folder, *told(folder, 1)
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_ranks_train_and_evaluate_to_the_bits_of_one_process(alone, tmp_path, count):
+@pytest.mark.parametrize(
+    ("count", "update_on"), [(2, "host"), *(pytest.param(*more, marks=pytest.mark.slow) for more in MORE)]
+)
+def test_ranks_train_and_evaluate_to_the_bits_of_one_process(alone, tmp_path, count, update_on):
     whole, expected = alone
     folder = tmp_path / "run"
-    done = ranks(count, 4 // count, folder, **RUN, progress=True)
+    done = ranks(count, 4 // count, folder, **RUN, progress=True, update_on=update_on)
     assert done.returncode == 0, done.stderr
     assert lines(folder) == lines(whole)
     assert (folder / "metrics.jsonl").read_text().count("slowest_rank") == len(lines(folder))

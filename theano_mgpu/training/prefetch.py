@@ -87,7 +87,7 @@ class Prefetch:
         rate = None if self._learning_rate is None else self._learning_rate(number)
         arguments = batch.arrays if rate is None else (*batch.arrays, rate)
         # What takes turns may be more than the devices have memory for; the step sends it, turn by turn.
-        if self._step.sends_ahead and self._step.shards <= len(self._step.contexts):
+        if self._step.sends_ahead and self._step.shards <= sum(self._step.contexts.counts):
             arguments = (self._step.put(*arguments),)
         return Prefetched(batch, rate, arguments)
 
