@@ -47,7 +47,8 @@ def examined(contexts: tm.Contexts) -> tm.training.Examination:
     rng = np.random.default_rng(2)
     images = pt.tensor("images", shape=(None, 1, 2, 3), dtype="uint8")
     predict = tm.function([images], images[:, 0, 0].astype("float32"), contexts=contexts, split_over="ranks", shards=4)
-    shown = Examples(rng.integers(0, 4, (30, 1, 2, 3), "uint8"), rng.integers(0, 3, 30, "int32"))
+    shown = Examples(rng.integers(0, 256, (30, 1, 2, 3), "uint8"), rng.integers(0, 3, 30, "int32"))
+    shown.images[:, 0, 0] //= 128
     return tm.training.examine(predict, shown, "abc", 8, mistakes=9)
 
 
