@@ -40,6 +40,7 @@ def command(count, *words):
         (["train", "--data", "nosuch", "--contexts", "cpu:1"], 1, "'data' is 'nosuch'"),
         (["nosuch"], 2, "there is no command 'nosuch'"),
         (["data", "show", "nosuch"], 1, "'path' is 'nosuch'"),
+        (["report"], 2, "Missing from theano-mgpu report"),
     ],
 )
 def test_a_mistake_is_said_once(words, status, said):

@@ -1,7 +1,7 @@
 """The tiny network's run as one of mpirun's ranks: ``mpiexec -n 2 python on_ranks.py FOLDER DEVICES SETTINGS``.
 
 What a rank has seen and got stands in ``FOLDER-rank0.json`` and so on. "at" in the settings is a rank, the number of a
-batch, and what happens there on that rank alone as the batch is made: a signal's name, or "error".
+batch, and what happens there on that rank alone as the batch is made: a signal's name, "error", or "no folder".
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from theano_mgpu.data.batches import Part
 class Batches:
     """Counts what is made of each batch, by the cursor behind it, as rows of the examples; and something happens."""
 
-    def __init__(self, rank: int, at: list[Any] | None) -> None:
+    def __init__(self, folder: Path, rank: int, at: list[Any] | None) -> None:
+        self.folder = folder
         self.source = tm.training.Batches(examples(), 8, seed=5)
         self.number, self.what = at[1:] if at and at[0] == rank else (None, None)
         self.made: dict[int, list[int]] = {}
@@ -35,11 +36,18 @@ class Batches:
         rows = {image.tobytes(): row for row, image in enumerate(examples().images)}
         for number, batch in enumerate(self.source.batches_from(cursor, part)):
             if number == self.number:
-                if self.what == "error":
-                    raise OSError(f"batch {number} cannot be read")
-                os.kill(os.getpid(), getattr(signal, self.what))
+                self.happens(number)
             self.made[batch.cursor] = [rows[image.tobytes()] for image in batch.arrays[0]]
             yield batch
+
+    def happens(self, number: int) -> None:
+        if self.what == "error":
+            raise OSError(f"batch {number} cannot be read")
+        if self.what == "no folder":  # for checkpoints any more
+            (self.folder / "checkpoints").rename(self.folder / "moved")
+            (self.folder / "checkpoints").touch()
+        else:
+            os.kill(os.getpid(), getattr(signal, self.what))
 
 
 def examined(contexts: tm.Contexts) -> tm.training.Examination:
@@ -52,11 +60,20 @@ def examined(contexts: tm.Contexts) -> tm.training.Examination:
     return tm.training.examine(predict, shown, "abc", 8, mistakes=9)
 
 
-def main(folder: str, devices: int, *, at: list[Any] | None = None, update_on: str = "host", **settings: Any) -> None:
+def main(
+    folder: str,
+    devices: int,
+    *,
+    at: list[Any] | None = None,
+    update_on: str = "host",
+    stop_at: int | None = None,
+    **settings: Any,
+) -> None:
     contexts = tm.contexts(f"cpu:{devices}")
     made = network(contexts, split_over="ranks", update_on=update_on)
-    batches = Batches(contexts.rank, at)
-    _, fitted = train(folder, contexts, made=made, source=batches, evaluated=True, **settings)
+    batches = Batches(Path(folder), contexts.rank, at)
+    stops = [lambda line: line["step"] == stop_at]
+    _, fitted = train(folder, contexts, made=made, source=batches, evaluated=True, callbacks=stops, **settings)
     found = examined(contexts)
     told = {
         "checksum": fitted.checksum,

@@ -125,6 +125,28 @@ def test_what_one_rank_raises_ends_all(tmp_path):
     assert "RankError: rank 1 failed with the batch of step 3" in done.stderr
 
 
+def test_a_checkpoint_that_rank_0_cannot_write_ends_all(tmp_path):
+    done = ranks(2, 1, tmp_path / "run", **RUN, at=[0, 5, "no folder"])
+    assert done.returncode != 0
+    assert "save(): the checkpoint could not be written" in done.stderr
+    assert "RankError: rank 0 failed with" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ends", "reason", "steps"), [({"stop_at": 6}, "callback", 6), ({"time_limit": 1e-3}, "time_limit", 1)]
+)
+def test_rank_0_says_when_it_is_enough(tmp_path, ends, reason, steps):
+    folder = tmp_path / "run"
+    done = ranks(2, 2, folder, **RUN, **ends)
+    assert done.returncode == 0, done.stderr
+    found = told(folder, 2)
+    assert [of_rank["stopped_by"] for of_rank in found] == [reason] * 2
+    assert found[0]["own checksum"] == found[1]["own checksum"]
+    checkpoint = tm.training.Checkpoints(folder / "checkpoints").newest()
+    assert checkpoint.progress.step == steps
+
+
 def test_a_folder_that_rank_0_cannot_have_ends_all_before_anything_runs(alone, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(alone[0], folder)

@@ -84,8 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = partial(_show_warning, f" (rank {rank})" if rank else "", stderr)
             for category in (UserWarning, RuntimeWarning):  # ours; others are for programmers
                 warnings.simplefilter("default", category)
+            if words and words[0] in _OF_ONE_RANK:
+                return 0 if rank else _carried_out(words)
             with together(ranks, "in the command"):
-                return 0 if rank and words and words[0] in _OF_ONE_RANK else _carried_out(words)
+                return _carried_out(words)
     except KeyboardInterrupt as stop:
         if not rank:
             print("theano-mgpu: stopped.", file=sys.stderr)
