@@ -43,7 +43,7 @@ class Gather:
         self._batch = self.step._values([np.ones(len(contexts), "float32")], {})
         with jax.enable_x64(True):
             self._turns = self.step._split(self._batch)
-            shared = self.step._mirrors.arrays(self.step.cut.device.shared)
+            shared = self.step._assembly.shared_values()
             self._results = list(self.step._run(self._turns, self._batch, shared))
         jax.block_until_ready([result.values for result in self._results])
 
@@ -51,8 +51,8 @@ class Gather:
         step, turns = self.step, self._turns
         with jax.enable_x64(True):
             rows, _ = step._gather(turns, self._results)
-            updated = step._apply(rows, self._batch)
-            shares = step._shares
+            updated = step._assembly.apply(rows, self._batch)
+            shares = step._assembly.shares
             values = shares.new_values(updated.new_values, step.cut.host.shared, shares.wanted_whole())
             step._verdict(values, rows, updated)
             step._commit(values)

@@ -47,7 +47,7 @@ def main(arguments: argparse.Namespace) -> None:
 
     seconds = seconds_in_turns({kind: partial(train, kind) for kind in steps}, arguments.steps)
     medians = {kind: statistics.median(s) for kind, s in seconds.items()}
-    temporary = {kind: step._program._temporary_bytes for kind, step in steps.items()}
+    temporary = {kind: step._assembly.program._temporary_bytes for kind, step in steps.items()}
     print_line(
         benchmark="recompute",
         **vars(arguments),

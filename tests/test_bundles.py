@@ -88,7 +88,7 @@ RULES = {
 )
 def test_the_numbers_are_plain_pytensors(eight, rule, devices, update_on):
     step = compare_with_pytensor(training(RULES[rule]), [(DATA,)] * 3, eight[:devices], update_on=update_on)
-    assert bool(step._bundled.bundles) == (rule != "norms of each")
+    assert bool(step._assembly.bundled.bundles) == (rule != "norms of each")
 
 
 def test_float64_beside_float32(eight):
@@ -98,7 +98,7 @@ def test_float64_beside_float32(eight):
         return Graph(narrow.inputs + wide.inputs, [narrow.outputs, wide.outputs], {**narrow.updates, **wide.updates})
 
     step = compare_with_pytensor(build, [(DATA, DATA.astype("float64"))] * 2, eight[:2])
-    assert [bundle.rows[0][0].dtype for bundle in step._bundled.bundles] == ["float32", "float64"]
+    assert [bundle.rows[0][0].dtype for bundle in step._assembly.bundled.bundles] == ["float32", "float64"]
 
 
 def test_one_rule_is_lowered_once_for_all_of_resnet(eight):
@@ -108,7 +108,7 @@ def test_one_rule_is_lowered_once_for_all_of_resnet(eight):
     loss = (logits**2).mean()
     params = store.trainable()
     updates = tm.updates.momentum(tm.grad(loss, params), params, 0.1) | store.updates()
-    bundled = tm.function([images], updates=updates, contexts=eight[:1])._bundled
+    bundled = tm.function([images], updates=updates, contexts=eight[:1])._assembly.bundled
     # Parameters with their velocities, and batch norm's moving averages.
     assert [len(bundle.rule.outputs) for bundle in bundled.bundles] == [2, 1]
     assert bundled.single == ()

@@ -117,7 +117,7 @@ def test_the_scale_grows_after_good_steps_and_nothing_is_compiled_again(eight, m
         step(X)
         scales.append(step.loss_scale / 2**15)
     assert scales == [1, 2, 2, 4, 4]
-    assert step._program._run._cache_size() == 1
+    assert step._assembly.program._run._cache_size() == 1
 
 
 @pytest.mark.parametrize("shards", [1, 3])

@@ -333,7 +333,7 @@ def test_a_deep_network_takes_less_than_half_the_memory(eight):
     def temporary_bytes(wrap):
         shape = {"size": 32, "channels": 8}
         step, _ = values_after(wrap, eight[:1], batches(16, **shape), {"blocks": 6, "convolutions": 2, **shape})
-        return step._program._temporary_bytes
+        return step._assembly.program._temporary_bytes
 
     kept, again, nested_again = map(temporary_bytes, (unwrapped, tm.recompute, nested))
     assert again < 0.5 * kept

@@ -111,9 +111,9 @@ def test_a_plan_is_of_the_one_round_that_runs(eight):
     graph = network()
     step = tm.function(graph.inputs, updates=graph.updates, contexts=eight[:4])
     assert step.plan(14).rounds == 1
-    compiled = dict(step._preparation._compiled)
+    compiled = dict(step._assembly.preparation._compiled)
     step(*batch(14))
-    assert step._preparation._compiled == compiled
+    assert step._assembly.preparation._compiled == compiled
 
 
 def test_it_needs_a_batch_axis():

@@ -82,7 +82,7 @@ def test_the_first_variable_that_differs_is_named(eight, monkeypatch):
 def test_a_device_that_holds_something_else_is_named(eight):
     training = Training(eight[:4], update_on="device")
     training.step(*batch(16))
-    slot = next(slot for slot in training.step._mirrored if loan_of(slot))
+    slot = next(slot for slot in training.step._assembly.mirrored if loan_of(slot))
     loan = loan_of(slot)
     rows = [np.array(shard.data) for shard in loan.array.addressable_shards]
     position = slot._slices[next(v for v in slot if v.name == "hidden.weight")].start

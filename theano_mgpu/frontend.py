@@ -11,8 +11,8 @@ from theano_mgpu import devices
 from theano_mgpu.arguments import parse_inputs, without_implicit
 from theano_mgpu.cut import cut
 from theano_mgpu.devices import Context, Contexts
-from theano_mgpu.first_values import take_over_from_first
 from theano_mgpu.lowering.precision import named_precision
+from theano_mgpu.same_start import start_alike
 from theano_mgpu.slices import look_ups_first, with_slices_looked_up
 from theano_mgpu.specification import (
     Form,
@@ -81,6 +81,9 @@ def function(
     on_unused_input: "raise", "warn" or "ignore"; allow_input_downcast: as in ``pytensor.function``.
     name: stands in the errors of a call.
 
+    Under mpirun all ranks make the same step at the same time, else RanksDifferError says what differs; shared
+    variables take rank 0's values.
+
     Raises TypeError or ValueError naming the argument, CutError for a graph without an average where one is needed,
     UnsupportedGraphError for what cannot run on a device.
     """
@@ -125,8 +128,7 @@ def function(
         nonfinite=nonfinite,
         name=name or "step",
     )
-    if contexts.cluster is not None:
-        take_over_from_first(contexts.cluster, step.get_shared())
+    start_alike(step)
     return step
 
 

@@ -17,9 +17,8 @@ from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Variable
 from pytensor.printing import debugprint
 
-from theano_mgpu import split
 from theano_mgpu.arguments import Argument, Signature
-from theano_mgpu.bundles import bundled
+from theano_mgpu.assembly import Assembly
 from theano_mgpu.cluster import Told, require_jax, together
 from theano_mgpu.commit import NewValue, commit
 from theano_mgpu.cut import Cut
@@ -35,21 +34,14 @@ from theano_mgpu.loss_scale import LossScale
 from theano_mgpu.lowering.graph import lower
 from theano_mgpu.lowering.precision import Precision
 from theano_mgpu.mirror import (
-    Mirrors,
     advanced,
-    host_device,
-    on_every,
-    on_host,
-    placed,
     read,
     require_mirrorable,
-    shapes_of,
     write,
 )
-from theano_mgpu.pieces import current
 from theano_mgpu.plan import DeviceMemory, Plan
-from theano_mgpu.preparation import Preparation, Shapes
-from theano_mgpu.programs import DeviceProgram, Report, ShardResults, Updated, UpdateProgram
+from theano_mgpu.preparation import Shapes
+from theano_mgpu.programs import Report, ShardResults, Updated
 from theano_mgpu.resident_data import ResidentData
 from theano_mgpu.results import (
     non_finite_error,
@@ -60,14 +52,13 @@ from theano_mgpu.results import (
     require_passed,
 )
 from theano_mgpu.shards import ShardCount, is_out_of_memory
-from theano_mgpu.shares import Alone, Shares
 from theano_mgpu.slices import Slices
 from theano_mgpu.specification import (
     Form,
     positive,
 )
 from theano_mgpu.split import Round
-from theano_mgpu.vectors import Slot, Vector, slots_of, variables_of
+from theano_mgpu.vectors import Slot, variables_of
 
 __all__ = ["Step"]
 
@@ -109,18 +100,14 @@ class Step:
         nonfinite: str,
         name: str,
     ) -> None:
-        self._over = partial(
-            Step,
-            cut,
-            arguments,
-            form,
-            slices=slices,
-            split_over=split_over,
-            update_on=update_on,
-            precision=precision,
-            nonfinite=nonfinite,
-            name=name,
-        )
+        self.options: dict[str, Any] = {
+            "split_over": split_over,
+            "update_on": update_on,
+            "precision": precision,
+            "nonfinite": nonfinite,
+            "name": name,
+        }
+        self._given = cut, arguments, form
         self.cut = cut
         self.name = name
         self.contexts = contexts
@@ -145,60 +132,26 @@ class Step:
         of_all = self._on_device or self.needs_one_round
         if of_all and contexts.cluster:
             require_jax(contexts.cluster, name)
-        self._mesh_contexts = contexts.everywhere if of_all else contexts
+        self._mesh = contexts.everywhere if of_all else contexts
         self._dealing = Dealing(name, cut, contexts, split_over=split_over, joint=self.needs_one_round, of_all=of_all)
-        self._make_programs()
+        self._assembly = self._assembled()
 
-    def _make_programs(self) -> None:
-        """For the shapes that shared variables have now. New mirrors too: old ones hold vectors of other shapes."""
-        is_host = self._mesh_contexts.devices == [host_device()]
-        self._mirrors = Mirrors(on_every(self._mesh_contexts))
-        self._update_mirrors = self._mirrors if self._on_device or is_host else Mirrors(on_host())
-        self._lending = self._on_device and not is_host
-        self._bundled = bundled(self.cut, shapes_of((*self.cut.host.shared, *self.cut.updated)))
-        # What is lent as a vector, the device program takes as one.
-        vectors = [slot for slot in self._bundled.updated if isinstance(slot, Vector)] if self._lending else []
-        self._mirrored = slots_of(self.cut.device.shared, vectors)
-        scale = self._loss_scale
-        self._program = DeviceProgram(
+    def _assembled(self) -> Assembly:
+        return Assembly(
             self.cut,
             self._device_part,
-            self._bundled,
-            self._mirrored,
-            self._mesh_contexts,
-            None if scale is None else lambda: scale.value,
-        )
-        self._update = UpdateProgram(
-            self._bundled,
-            self._update_mirrors.placement,
-            self._mesh_contexts if self._on_device else None,
-            looks=self._lending and self._looks,
-        )
-        self._shares = self._shared_out()
-        self._preparation = Preparation(
-            self.cut,
-            self._program,
-            self._update,
-            self._mirrored,
-            self._update_mirrors.placement,
-            self._mesh_contexts,
             self.contexts,
-            self._shares,
+            self._mesh,
             on_device=self._on_device,
+            looks=self._looks,
+            loss_scale=self._loss_scale,
         )
-
-    def _shared_out(self) -> Alone:
-        contexts = self.contexts
-        if contexts.cluster is None or self._on_device:
-            return Alone(self._bundled, self._mesh_contexts, on_device=self._on_device, lending=self._lending)
-        placement = self._update_mirrors.placement
-        return Shares(contexts.cluster, self._bundled, contexts, placement, read=self.cut.device.shared)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One step; outputs come as numpy arrays."""
         self._laps.begin()
-        batch = self._bound(args, kwargs)
         self._calls += 1
+        batch = self._bound(args, kwargs)
         while True:
             try:
                 attempt = self._attempt(batch)
@@ -210,6 +163,7 @@ class Step:
                 self._shard_count.halve(self._dealing.examples(batch), error)
                 self._laps.end("compute")
         self._commit(attempt.new_values)
+        self._at("done")
         self._shard_count.tell()
         outputs = self._form.filled(attempt.outputs)
         if self.nonfinite == "skip" and isinstance(outputs, dict):
@@ -259,19 +213,19 @@ class Step:
 
     def place_of(self, value: NewValue) -> slice | None:
         """Where of an attempt's new value this process has a piece; None where it has the whole."""
-        return self._shares.place(value)
+        return self._assembly.shares.place(value)
 
     def over(self, contexts: Contexts) -> Step:
         """The same step, in as many shards, over other contexts."""
-        step = self._over(contexts, shards=self.shards)
+        step = Step(*self._given, contexts, slices=self._slices, shards=self.shards, **self.options)
         step.loss_scale = self.loss_scale
         return step
 
     def mirrored(self) -> dict[Slot, jax.Array]:
         """What the devices have of shared variables now."""
-        slots = [slot for slot in self._mirrored if not isinstance(slot, ResidentData)]
+        slots = [slot for slot in self._assembly.mirrored if not isinstance(slot, ResidentData)]
         with jax.enable_x64(True):
-            return dict(zip(slots, self._mirrors.arrays(slots), strict=True))
+            return dict(zip(slots, self._assembly.mirrors.arrays(slots), strict=True))
 
     def put(self, *args: Any, **kwargs: Any) -> SentBatch:
         """Split a batch and send it to the devices ahead of time: ``step(step.put(images, labels))``.
@@ -335,7 +289,7 @@ class Step:
         self._follow_shapes()
         inputs = self._signature.shapes(batch_size, shapes) | dict.fromkeys(self._slices.rows, (batch_size,))
         shards = self._shards_for(batch_size, inputs)
-        return self._preparation.plan(batch_size, shards, self._dealing.turns(batch_size, shards), inputs)
+        return self._assembly.preparation.plan(batch_size, shards, self._dealing.turns(batch_size, shards), inputs)
 
     def _attempt(self, batch: BoundBatch) -> Attempt:
         """Nothing visible changes before the commit; under mpirun it is reached by all ranks or by none."""
@@ -343,29 +297,42 @@ class Step:
         with jax.enable_x64(True):
             with self._together("while it computed", **_MEMORY) as told:
                 turns = self._split(batch)
-                shared = current(self._mirrored, self._mirrors, self._mesh_contexts)
+                shared = self._assembly.shared_values()
                 self._laps.end("copy")
                 own, reports = self._gather(turns, self._run(turns, batch, shared))
                 of_rank = self._dealing.own(turns)
                 require_passed(
                     self.name, [(r.checks, r.flags) for t, r in zip(of_rank, reports, strict=True) if t.live]
                 )
-                told.own = self._shares.wanted_whole(), self._laps.total
+                told.own = self._assembly.shares.wanted_whole(), self._laps.total
             self._rank_seconds = [seconds for _, seconds in told.everyone]
             wanted_whole = [any(of_slot) for of_slot in zip(*(wanted for wanted, _ in told.everyone), strict=True)]
-            rows = self._shares.rows(own)
+            self._at("exchanged sums")
+            rows = self._assembly.shares.rows(own)
             self._laps.end("gather")
-            with self._together("while it updated") as told:
-                updated = self._apply(rows, batch)
-                require_passed(self.name, [(self._update.checks, updated.checks)])
-                values = self._shares.new_values(updated.new_values, self.cut.host.shared, wanted_whole)
+            with self._together("while it updated") as told, self._needing_others():
+                updated = self._assembly.apply(rows, batch)
+                require_passed(self.name, [(self._assembly.update.checks, updated.checks)])
+                values = self._assembly.shares.new_values(updated.new_values, self.cut.host.shared, wanted_whole)
                 told.own = self._verdict(values, rows, updated)
             attempt = Attempt(self._judged(values, told, turns, batch), self._outputs(batch, of_rank, reports, updated))
             self._laps.end("compute" if self._on_device else "update")
             return attempt
 
     def _together(self, doing: str, **options: Any) -> AbstractContextManager[Told]:
+        """What all ranks succeed in or none; ``doing`` is as in "rank 1 failed while it computed call 3 of step()"."""
+        self._at(doing.removeprefix("while it ").removesuffix(" of").removesuffix(" for").removesuffix(" in"))
         return together(self.contexts.cluster, f"{doing} call {self._calls} of {self.name}()", **options)
+
+    def _at(self, phase: str) -> None:
+        """For what is said of this rank if it dies or hangs."""
+        if self.contexts.cluster is not None:
+            self.contexts.cluster.at(step=self._calls, phase=f"{self.name}(): {phase}")
+
+    def _needing_others(self) -> AbstractContextManager[None]:
+        """Inside, a program waits for other ranks' devices, if it runs on those too."""
+        cluster = self.contexts.cluster
+        return nullcontext() if cluster is None or self._mesh is self.contexts else cluster.waiting()
 
     def _bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> BoundBatch:
         with self._together("with the inputs of") as told:
@@ -393,8 +360,8 @@ class Step:
 
     def _follow_shapes(self) -> None:
         with self._making:  # else a thread that puts a batch, and the step, could see half of it
-            if shapes_of(self._bundled.shapes) != self._bundled.shapes:  # a value of another shape was set
-                self._make_programs()
+            if not self._assembly.fits:
+                self._assembly = self._assembled()
 
     def _split(self, batch: BoundBatch, *, ahead: bool = False) -> Sequence[Round]:
         examples = self._dealing.examples(batch)
@@ -412,7 +379,7 @@ class Step:
             ) from error
 
     def _shards_for(self, examples: int, shapes: Shapes, *, ahead: bool = False) -> int:
-        preparation = self._preparation
+        preparation = self._assembly.preparation
 
         def need(shards: int) -> DeviceMemory:
             return preparation.device_memory(self._dealing.turns(examples, shards), shapes)
@@ -431,13 +398,14 @@ class Step:
         try:
             shapes = {v: value.shape for v, value in batch.items()}
             # A rank that then ran no program would leave the others' programs waiting for it.
-            of_all = self._mesh_contexts is not self.contexts
+            of_all = self._mesh is not self.contexts
             with self._together("while it prepared", **_MEMORY) if of_all else nullcontext():
-                self._preparation.prepare(turns, shapes)
-                self._preparation.require_fit(turns, shapes)
+                self._assembly.preparation.prepare(turns, shapes)
+                self._assembly.preparation.require_fit(turns, shapes)
             self._laps.end("compute")
             launches = [partial(self._launch, turn, batch, shared) for turn in turns]
-            yield from launched_ahead(launches, self._mesh_contexts)
+            with self._needing_others():
+                yield from launched_ahead(launches, self._mesh)
         except UnsupportedGraphError:
             raise
         except ValueError as error:  # shapes that do not fit are found while the graph is traced
@@ -446,24 +414,18 @@ class Step:
     def _launch(self, turn: Round, batch: Mapping[Variable, np.ndarray], shared: list[Any]) -> ShardResults:
         inputs = self._placed(turn, batch)
         self._laps.end("copy")
-        results = self._program(turn, inputs, shared)
+        results = self._assembly.program(turn, inputs, shared)
         self._laps.end("compute")
         return results
 
     def _placed(self, turn: Round, batch: Mapping[Variable, np.ndarray]) -> list[list[Any]]:
-        """The device part's inputs for a round, of each of its parts: split ones a shard each, the others whole."""
         if isinstance(batch, SentBatch) and (turn.size, turn.starts) in batch.placed:
             return batch.placed[turn.size, turn.starts]
-        inputs = self.cut.device.inputs
-        arrays = [batch[v] for v in inputs if v in self.cut.split]
-        parts = zip(*(split.place(arrays, part, self._mesh_contexts) for part in turn.parts), strict=True)
-        whole = placed([batch[v] for v in inputs if v in self.cut.whole], self._mirrors.placement)
-        of_whole = iter([value] * len(turn.parts) for value in whole)
-        return [list(next(parts)) if v in self.cut.split else next(of_whole) for v in inputs]
+        return self._assembly.placed_inputs(turn, batch)
 
     def _gather(self, turns: Sequence[Round], results: Iterable[ShardResults]) -> tuple[list[list[Any]], list[Report]]:
         """This process's sums over its shards, and what else the rounds gave: no round's gradients stay."""
-        sums = TreeSum(partial(combined, self._bundled.kinds))
+        sums = TreeSum(partial(combined, self._assembly.bundled.kinds))
         reports = []
         following = [turn.place for turn in turns[1:]] + [turns[-1].place + 1]
         for turn, result, next_place in zip(turns, results, following, strict=True):
@@ -475,7 +437,7 @@ class Step:
         self._laps.end("gather")
         if not self._on_device:
             self._wait(values, reports)
-        own = self._shares.own_sums(values)
+        own = self._assembly.shares.own_sums(values)
         self._laps.end("gather")
         return own, reports
 
@@ -485,19 +447,11 @@ class Step:
             array.block_until_ready()  # sooner, by 10 us, than ``jax.block_until_ready`` of them all
         self._laps.end("compute")
 
-    def _apply(self, rows: list[list[Any]], batch: Mapping[Variable, np.ndarray]) -> Updated:
-        return self._update(rows, *self._update_arguments(batch))
-
-    def _update_arguments(self, batch: Mapping[Variable, np.ndarray]) -> tuple[list[Any], list[Any]]:
-        whole = placed([batch[v] for v in self._update.whole], self._update_mirrors.placement)
-        shared = self._bundled.shared
-        return whole, self._shares.own(shared, current(shared, self._update_mirrors))
-
     def _verdict(self, values: list[NewValue], rows: list[list[Any]], updated: Updated) -> tuple[list[int], bool]:
         """What this process sees: the numbers of new values that are not finite, and whether the loss scale is why."""
-        bad = self._shares.non_finite(values, updated.finite) if self._looks else []
+        bad = self._assembly.shares.non_finite(values, updated.finite) if self._looks else []
         scale = self._loss_scale
-        return bad, scale is not None and scale.excuses(self._gradients(rows), values_are_finite=not bad)
+        return bad, scale is not None and scale.excuses(self._assembly.gradients(rows), values_are_finite=not bad)
 
     def _judged(
         self, values: list[NewValue], told: Told, turns: Sequence[Round], batch: Mapping[Variable, np.ndarray]
@@ -509,7 +463,7 @@ class Step:
         if not bad or self.nonfinite == "ignore":
             return values
         if self.nonfinite == "raise":
-            variables = [variable for slot in self._bundled.updated for variable in variables_of(slot)]
+            variables = [variable for slot in self._assembly.bundled.updated for variable in variables_of(slot)]
             raise self._non_finite_error(turns, [variables[number] for number in bad], batch)
         return None
 
@@ -527,16 +481,10 @@ class Step:
         """Whether new values are finite matters."""
         return self.nonfinite != "ignore" or self._loss_scale is not None
 
-    def _gradients(self, rows: list[list[Any]]) -> list[list[Any]]:
-        """Of the gather's results those that ``tm.grad`` asked for."""
-        gradients = {reduction.placeholder for reduction in self.cut.reductions if reduction.of_gradient}
-        slots = zip(self._bundled.gathered, rows, strict=True)
-        return [parts for slot, parts in slots if not gradients.isdisjoint(variables_of(slot))]
-
     def _non_finite_error(
         self, turns: Sequence[Round], bad: list[SharedVariable], batch: Mapping[Variable, np.ndarray]
     ) -> NonFiniteError:
-        shared = current(self._mirrored, self._mirrors, self._mesh_contexts)
+        shared = self._assembly.shared_values()
         with self._together("while it looked for what is not finite in") as told:
             results = (self._launch(turn, batch, shared) for turn in turns)
             told.own = non_finite_shards(self._dealing.own(turns), results)
@@ -549,9 +497,9 @@ class Step:
         if values is None:
             self.skipped += 1
             return
-        self._mirrors.drop((*self.cut.updated, *self._bundled.updated))
-        commit(values, self._update_mirrors)
-        self._shares.offer(values)
+        self._assembly.mirrors.drop((*self.cut.updated, *self._assembly.bundled.updated))
+        commit(values, self._assembly.update_mirrors)
+        self._assembly.shares.offer(values)
         for variable in self.cut.generators:
             write(variable, advanced(read(variable)))
 

@@ -63,9 +63,10 @@ def verify(step: Step, batch: Any) -> Verification:
     _compare_ranks(step)
     on_all = step.attempt(*arguments, **named)
     _require_promised(step)
+    with together(contexts.cluster, f"while it verified the mirrors of {step.name}"):
+        mirrored = _compare_mirrors(step)  # before one device alone asks for what is lent
     on_one = step.attempt_alone(*arguments, **named)
     with together(contexts.cluster, f"while it verified {step.name}"):
-        mirrored = _compare_mirrors(step)
         _compare_attempts(step, on_one, on_all)
     names, outputs = tuple(contexts.names), len(on_all.outputs)
     return Verification(names, step.shards, mirrored, outputs, len(step.cut.updated), len(contexts.ranks))

@@ -98,7 +98,9 @@ def test_resident_data_is_the_same_to_the_bit(everyone, update_on):
         rows = pt.ivector("rows")
         w = pytensor.shared(np.ones(6, "float32"), name="w")
         gradient = tm.grad(((tm.resident(data)[rows] @ w) ** 2).mean(), [w])[0]
-        return tm.function([rows], updates={w: w - np.float32(0.1) * gradient}, contexts=contexts, shards=4, **options), w
+        return tm.function(
+            [rows], updates={w: w - np.float32(0.1) * gradient}, contexts=contexts, shards=4, **options
+        ), w
 
     (alone, expected), (together, found) = step(everyone.local[:1]), step(everyone, update_on=update_on)
     for rows in batches:

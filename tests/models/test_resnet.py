@@ -312,7 +312,7 @@ def test_recomputed_blocks_give_the_same_bits_in_half_the_memory(eight):
         for _ in range(2):
             step(fixed_images(8, 32), np.arange(8, dtype="int32") % 5)
         bits.append([value.tobytes() for value in store.get_values().values()])
-        memory.append(step._program._temporary_bytes)
+        memory.append(step._assembly.program._temporary_bytes)
     assert bits[0] == bits[1]
     assert memory[1] < 0.5 * memory[0]
 
@@ -324,7 +324,7 @@ def test_a_recomputed_resnet50_takes_less_than_six_tenths_of_the_memory(eight):
     for recompute in (False, True):
         _, step = training_step(50, 224, eight[:1], recompute)
         step(fixed_images(4, 224), np.arange(4, dtype="int32"))
-        memory.append(step._program._temporary_bytes)
+        memory.append(step._assembly.program._temporary_bytes)
     assert memory[1] < 0.6 * memory[0]
 
 

@@ -102,7 +102,7 @@ def _who_hangs(reports: Sequence[Report], size: int, limit: float) -> str | None
         return None
     example = waiting[0]
     raise_it = f"Where that is no fault, set {LIMIT_VARIABLE} to more than its {limit:g} seconds."
-    still = [r for r in reports if not r.waits and r.still >= limit and not r.goodbye]
+    still = [r for r in reports if (r.stopped or not r.waits) and r.still >= limit and not r.goodbye]
     if still:
         one = max(still, key=lambda report: (report.stopped, report.still))
         how = "has been stopped (by SIGSTOP, or a debugger)" if one.stopped else "has not moved"
