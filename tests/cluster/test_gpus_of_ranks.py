@@ -18,7 +18,7 @@ def test_one_rank_has_all_and_simulated_devices_need_none():
 
 
 def test_more_ranks_than_gpus_are_refused():
-    with pytest.raises(ValueError, match="4 ranks on a, which has 2 GPUs.*at most 2 there"):
+    with pytest.raises(ValueError, match=r"4 ranks on a, which has 2 GPUs.*at most 2 there"):
         gpus_of(0, 4, 2, "a")
 
 
