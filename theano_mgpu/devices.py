@@ -12,7 +12,7 @@ from typing import overload
 
 import jax
 
-from theano_mgpu.cluster import Cluster, cluster, require_one_place_each, start_jax
+from theano_mgpu.cluster import Cluster, cluster, place_of, require_one_place_each, start_jax
 from theano_mgpu.host_memory import give_back_large_blocks
 
 __all__ = ["Context", "Contexts", "Rank", "contexts"]
@@ -218,7 +218,7 @@ def contexts(spec: str | None = None, memory: int | str | None = None) -> Contex
 def _among_ranks(own: Sequence[Context], others: Cluster) -> Contexts:
     """With what each rank has. Raises ValueError where two have the same GPU, or another kind of device."""
     rank = Rank(others.rank, others.host, tuple(context.name for context in own))
-    everyone = others.gathered((rank, own[0].platform, [context.device.local_hardware_id for context in own]))
+    everyone = others.gathered((rank, own[0].platform, [place_of(context.device) for context in own]))
     require_one_place_each([(rank.host, platform, places) for rank, platform, places in everyone])
     return Contexts(own, [rank for rank, _, _ in everyone], others)
 

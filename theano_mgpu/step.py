@@ -255,6 +255,11 @@ class Step:
         return slice(part.start, part.stop)
 
     @property
+    def takes_parts(self) -> bool:
+        """Whether a call takes this rank's part of a batch alone: under mpirun, with split_over="ranks"."""
+        return self._dealing.by_ranks
+
+    @property
     def sends_ahead(self) -> bool:
         """Whether ``put`` can save time, and changes nothing: devices have a memory of their own.
 

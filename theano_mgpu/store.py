@@ -16,6 +16,7 @@ from pytensor.graph.basic import Variable, equal_computations
 from pytensor.tensor.sharedvar import TensorSharedVariable
 
 from theano_mgpu import weights
+from theano_mgpu.cluster import by_first, cluster
 from theano_mgpu.weights import LoadReport
 
 __all__ = ["Initialiser", "ParameterStore"]
@@ -189,10 +190,15 @@ class ParameterStore:
         layout="torch": what torchvision's and timm's networks load, ``.safetensors`` or ``.pth`` by the path's end:
             axes in torch's order, a count of batches (0) next to each ``running_mean``, no generators.
 
+        Under mpirun rank 0 writes; on the others the call returns at once.
+
         Raises ValueError for another layout, a path that does not end so, and a dtype that the format does not hold.
         """
         path = Path(path)
         weights.checked_layout("save", path, layout)
+        ranks = cluster()
+        if ranks is not None and ranks.rank > 0:
+            return
         arrays = self._borrowed()
         if layout == "torch":
             axes = {name: variable.tag.torch_axes for name, variable in self._parameters.items()}
@@ -216,6 +222,8 @@ class ParameterStore:
             ``.pth`` asks for is executed.
         skip: patterns of names to leave as they are: ``skip=("fc.*",)`` for a head of another size.
 
+        Under mpirun all ranks call it. Rank 0 reads the file, and all get what it holds.
+
         Raises FileNotFoundError where there is no file, and ValueError that names the path and all that is wrong: a
         file cut short or changed, not of its format, or asking for anything but tensors; entries that are missing,
         unknown, no arrays, or of another shape or dtype, and that ``skip`` does not cover; a pattern that matches
@@ -223,7 +231,7 @@ class ParameterStore:
         """
         path = Path(path)
         weights.checked_layout("load", path, layout)
-        content = weights.read(path, layout, self._parameters)
+        content = by_first(cluster(), f"while it read '{path}'", lambda: weights.read(path, layout, self._parameters))
         owned = self._generators if layout == "store" else {}
         found = [*content.arrays, *content.foreign, *content.generators]
         skipped = weights.matching(f"load('{path}')", skip, [*self._parameters, *owned, *found])

@@ -19,6 +19,8 @@ from PIL import Image
 import theano_mgpu as tm
 from theano_mgpu.data import (
     Augmentation,
+    Batch,
+    Batches,
     Box,
     ColourJitter,
     Examples,
@@ -29,6 +31,7 @@ from theano_mgpu.data import (
     resized_crop,
 )
 from theano_mgpu.data.batch_reader import example_generator
+from theano_mgpu.data.batches import batches_of
 from theano_mgpu.data.colours import trivial_augment
 from theano_mgpu.data.crops import random_resized_crop
 
@@ -130,6 +133,61 @@ def test_an_epoch_ends_where_its_number_is_whole_and_the_next_has_another_order(
     orders = [np.concatenate([b.arrays[1] for b in batches[i : i + 2]]) for i in (0, 2, 4)]
     for epoch, order in enumerate(orders):
         np.testing.assert_array_equal(order, np.random.default_rng([0, epoch]).permutation(10)[:8])
+
+
+def thirds(number):
+    """Of a batch the first, second or last third, of uneven sizes; the second of less than three examples is empty."""
+    return lambda count: slice(count * number // 3, count * (number + 1) // 3)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("options", [{}, {"workers": 1}, {"repeats": 2}, {"on_bad_image": "skip"}], ids=str)
+def test_parts_of_batches_are_together_the_whole_ones(images, damaged, train, options):
+    """Each of three ranks makes its own part, nothing else, and of the same examples the same."""
+    if "repeats" in options and not train:
+        pytest.skip("repeats are for training")
+    source = damaged if "on_bad_image" in options else images
+    options = {"train": train, "image_size": 16, "augmentation": EVERYTHING, "workers": 0, **options}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pipeline(source, 4, **options) as made:
+            whole = list(itertools.islice(made.batches_from(1), 2 * made.batches_per_epoch))
+        parts = []
+        for number in range(3):
+            with pipeline(source, 4, **options) as made:
+                parts.append(list(itertools.islice(made.batches_from(1, thirds(number)), len(whole))))
+    joined = []
+    for batches in zip(*parts, strict=True):
+        assert len({(batch.cursor, batch.epoch) for batch in batches}) == 1
+        assert all(len(batch.arrays[0]) < 4 for batch in batches)
+        arrays = tuple(np.concatenate(arrays) for arrays in zip(*(batch.arrays for batch in batches), strict=True))
+        joined.append(Batch(arrays, batches[0].cursor, batches[0].epoch))
+    alike(joined, whole)
+
+
+def test_workers_that_wait_make_the_part_that_is_asked_for():
+    """A pipeline goes on where it was only for the same part."""
+    with pipeline(numbered(9), 3, train=False, image_size=8, workers=0) as made:
+        for part in (thirds(0), thirds(2), None, thirds(2), thirds(2)):
+            shown = [labels.tolist() for _, labels in made.batches(part=part)]
+            assert shown == [list(range(start, start + 3))[part(3) if part else slice(3)] for start in (0, 3, 6)]
+
+
+@pytest.mark.parametrize("knows_parts", [True, False])
+def test_parts_of_batches_in_memory_and_of_ones_own(knows_parts):
+    class Own:
+        def batches_from(self, cursor):
+            return Batches(numbered(10), 4, seed=1).batches_from(cursor)
+
+    source = Batches(numbered(10), 4, seed=1) if knows_parts else Own()
+    for cursor in (0, 5):  # where a batch is cut as it is nowhere else
+        whole = list(itertools.islice(source.batches_from(cursor), 7))
+        parts = [list(itertools.islice(batches_of(source, cursor, thirds(n)), 7)) for n in range(3)]
+        for batch, *of_ranks in zip(whole, *parts, strict=True):
+            assert {(part.cursor, part.epoch) for part in of_ranks} == {(batch.cursor, batch.epoch)}
+            for array, *arrays in zip(batch.arrays, *(part.arrays for part in of_ranks), strict=True):
+                np.testing.assert_array_equal(np.concatenate(arrays), array)
+                assert max(map(len, arrays)) < len(array) or len(array) == 1
 
 
 def test_validation_shows_every_image_once_in_order(images):

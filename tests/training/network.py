@@ -83,8 +83,9 @@ def network(contexts: tm.Contexts, *, units: int = 5, rule: str = "momentum", **
         [images, labels, rate], metrics, updates=updates | averaged | store.updates(), contexts=contexts, **options
     )
     answers = logits(train=False)
-    predict = tm.function([images], answers, contexts=contexts, shards=8)
-    predict_averaged = tm.function([images], answers, givens=averaged.shadows, contexts=contexts, shards=8)
+    predicting = {"contexts": contexts, "shards": 8, "split_over": options.get("split_over", "devices")}
+    predict = tm.function([images], answers, **predicting)
+    predict_averaged = tm.function([images], answers, givens=averaged.shadows, **predicting)
     return Network(store, step, predict, predict_averaged)
 
 
@@ -118,13 +119,14 @@ def train(
     evaluated: bool = False,
     at: tuple[int, Callable[[], Any]] | None = None,
     made: Network | None = None,
+    source: Any = None,
     **options: Any,
 ) -> tuple[Network, Any]:
     """Fit a fresh network: three batches an epoch, the last of them smaller; at one step something happens."""
     made = made or fresh(contexts)
     if evaluated:
         options |= {"evaluations": made.evaluations(), "best": "val_top1"}
-    source: Any = Batches(examples(), 8, seed=5)
+    source = source or Batches(examples(), 8, seed=5)
     if at:
         source = Watched(source, *at)
     schedule = tm.schedules.warmup_cosine(0.5, total_steps=40, warmup_steps=3)

@@ -14,7 +14,10 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TextIO
+
+from theano_mgpu.cluster import cluster, together
 
 __all__ = ["command", "main"]
 
@@ -30,6 +33,9 @@ _COMMANDS = {
     "data": ("data", "look at a folder of images, or pack it for slow disks"),
 }
 
+
+#: Under mpirun they are for rank 0 alone: no devices are needed.
+_OF_ONE_RANK = ("report", "data")
 
 #: What can be done about an error of the system.
 _REMEDIES = {
@@ -70,14 +76,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    rank = 0
     try:
-        with _streams(), _terminable(), warnings.catch_warnings():
-            warnings.showwarning = _show_warning
+        ranks = cluster()
+        rank = ranks.rank if ranks else 0
+        with _streams(), _one_voice(rank) as stderr, _terminable(), warnings.catch_warnings():
+            warnings.showwarning = partial(_show_warning, f" (rank {rank})" if rank else "", stderr)
             for category in (UserWarning, RuntimeWarning):  # ours; others are for programmers
                 warnings.simplefilter("default", category)
-            return _carried_out(words)
+            if words and words[0] in _OF_ONE_RANK:
+                return 0 if rank else _carried_out(words)
+            with together(ranks, "in the command"):
+                return _carried_out(words)
     except KeyboardInterrupt as stop:
-        print("theano-mgpu: stopped.", file=sys.stderr)
+        if not rank:
+            print("theano-mgpu: stopped.", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
     except BrokenPipeError:
         # Whoever read the output has gone, as `head` does; Python would complain once more at its end.
@@ -86,8 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        else:
-            named = " ".join(words[: 2 if words[0] == "data" else 1])
+        elif not rank:  # which was told what went wrong elsewhere
+            named = " ".join(words[: 2 if words[:1] == ["data"] else 1])
             print(f"theano-mgpu {named}: {_sentence(error)}", file=sys.stderr)
         return 1
 
@@ -99,6 +112,21 @@ def _streams() -> Iterator[None]:
     for name in missing:
         setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 until the process ends
     yield
+
+
+@contextmanager
+def _one_voice(rank: int) -> Iterator[TextIO]:
+    """Under mpirun rank 0 speaks for all. What others may warn of goes to the standard error that is given."""
+    stdout, stderr = sys.stdout, sys.stderr
+    if not rank:
+        yield stderr
+        return
+    with open(os.devnull, "w") as silent:
+        sys.stdout = sys.stderr = silent
+        try:
+            yield stderr
+        finally:
+            sys.stdout, sys.stderr = stdout, stderr
 
 
 @contextmanager
@@ -152,6 +180,8 @@ def _sentence(error: Exception) -> str:
 
 
 def _show_warning(
+    where: str,
+    stderr: TextIO,
     message: Warning | str,
     category: type[Warning],
     filename: str,
@@ -159,7 +189,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    print(f"theano-mgpu: {_without_function(str(message))}", file=sys.stderr)
+    print(f"theano-mgpu{where}: {_without_function(str(message))}", file=stderr)
 
 
 def _without_function(sentence: str) -> str:

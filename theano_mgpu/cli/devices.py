@@ -26,6 +26,7 @@ def run(words: Sequence[str]) -> None:
 
     from theano_mgpu.devices import contexts
 
+    found = contexts(options.contexts)
     devices: list[dict[str, Any]] = [
         {
             "name": context.name,
@@ -33,10 +34,14 @@ def run(words: Sequence[str]) -> None:
             "kind": str(context.device.device_kind),
             "memory": context.memory(),
         }
-        for context in contexts(options.contexts)
+        for context in found
     ]
     lines = [f"{d['name']}  {d['platform']}  {d['kind']}{_memory(d['memory'])}" for d in devices]
-    answer({"devices": devices}, "\n".join(lines), as_json=options.json)
+    values: dict[str, Any] = {"devices": devices}
+    if found.cluster is not None:
+        values["ranks"] = [{"host": rank.host, "devices": list(rank.names)} for rank in found.ranks]
+        lines = [f"{rank}: {', '.join(rank.names)}" for rank in found.ranks] + ["", f"of rank {found.rank}:", *lines]
+    answer(values, "\n".join(lines), as_json=options.json)
 
 
 def _memory(memory: dict[str, int]) -> str:

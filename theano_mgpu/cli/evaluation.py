@@ -35,7 +35,7 @@ def run(words: Sequence[str]) -> None:
     from theano_mgpu.recipes.datasets import open_dataset
     from theano_mgpu.training import examine
 
-    trained = options.source.read()
+    trained = options.source.read(split_over="ranks")
     if options.data is None and options.source.run is None:
         raise ValueError("--weights FILE is evaluated on images of yours: give --data DIR.")
     recipe = trained.recipe.set(

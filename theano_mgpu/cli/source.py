@@ -33,8 +33,11 @@ class Source:
     contexts: str | None = None
     """The devices: "cuda:0,1", "cpu:4"; every GPU, else the CPU, if not given."""
 
-    def read(self) -> Trained:
-        """Raises ValueError where neither or both of ``run`` and ``weights`` are given, and what reading raises."""
+    def read(self, *, split_over: str = "devices") -> Trained:
+        """``split_over`` is that of the step which predicts, as in ``tm.function``.
+
+        Raises ValueError where neither or both of ``run`` and ``weights`` are given, and what reading raises.
+        """
         from theano_mgpu.devices import contexts
         from theano_mgpu.recipes.trained import of_run, of_weights
 
@@ -42,7 +45,8 @@ class Source:
             raise ValueError("give either --run RUN, a run's folder, or --weights FILE.")
         devices = contexts(self.contexts)
         if self.run is not None:
-            return of_run(self.run, devices, self.checkpoint)
+            return of_run(self.run, devices, self.checkpoint, split_over=split_over)
         assert self.weights is not None
         names = None if self.classes is None else self.classes.read_text().splitlines()
-        return of_weights(self.weights, Recipe(model=self.model, image_size=self.image_size), devices, names)
+        recipe = Recipe(model=self.model, image_size=self.image_size)
+        return of_weights(self.weights, recipe, devices, names, split_over=split_over)

@@ -10,6 +10,7 @@ from pathlib import Path
 from tyro.conf import OmitArgPrefixes, Positional
 
 from theano_mgpu.cli.parsing import answer, parsed, say
+from theano_mgpu.cluster import by_first, cluster
 from theano_mgpu.recipes.files import find_recipe
 from theano_mgpu.recipes.settings import Recipe
 
@@ -46,11 +47,11 @@ def run(words: Sequence[str]) -> None:
             f"'output' is '{recipe.output}', but a run goes on in its own folder, '{options.resume}'. Leave --output "
             "out, or copy the folder and give --resume the copy."
         )
-    folder = recipe.output or _new_folder(Path(options.recipe or recipe.data).stem)
-
     # After the words were understood: JAX and PyTensor take seconds to import.
     from theano_mgpu.recipes.running import train
 
+    name = Path(options.recipe or recipe.data).stem
+    folder = recipe.output or by_first(cluster(), "while it looked for a new folder", lambda: _new_folder(name))
     try:
         outcome = train(recipe, folder, resume=options.resume is not None, say=say)
     except KeyboardInterrupt:
@@ -70,10 +71,15 @@ def _base(asked: _Options) -> Recipe:
             f"'{asked.recipe}' and --resume {asked.resume} are both given; a run goes on by its own recipe. Leave one "
             "out."
         )
-    saved = asked.resume / "recipe.toml"
-    if not saved.is_file():
-        raise FileNotFoundError(f"'{asked.resume}' is no run's folder: it has no recipe.toml.")
-    return find_recipe(saved).set(output=str(asked.resume))
+    folder = asked.resume
+    return by_first(cluster(), f"while it read the run in '{folder}'", lambda: _saved(folder))
+
+
+def _saved(folder: Path) -> Recipe:
+    """The recipe of a run."""
+    if not (folder / "recipe.toml").is_file():
+        raise FileNotFoundError(f"'{folder}' is no run's folder: it has no recipe.toml.")
+    return find_recipe(folder / "recipe.toml").set(output=str(folder))
 
 
 def _new_folder(name: str) -> Path:

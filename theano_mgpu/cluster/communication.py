@@ -26,6 +26,8 @@ _SMALL = 512
 # Seconds since the last message in which a rank looks again at once; then it leaves its core to who computes.
 _EAGER = 0.005
 _NAP = 0.0001
+# A note on an error that the other ranks know of.
+_TOLD = "the other ranks were told."
 
 
 @contextmanager
@@ -113,13 +115,16 @@ class Cluster:
         """A block that succeeds on all ranks or fails on all: at its end each learns how it went for the others.
 
         Raises what the block raised, and RankError where it did so on another rank only. ``what`` says what was done,
-        as in "while it computed step 3".
+        as in "while it computed step 3". Within another such block nothing is told twice: what ended the inner one ends
+        the outer one on all ranks.
         """
         told = Told()
         try:
             yield told
         except Exception as error:
-            self.gathered((f"{type(error).__name__}: {error}", is_out_of_memory(error)))
+            if not isinstance(error, RankError) and not _is_told(error):
+                self.gathered((f"{type(error).__name__}: {error}", is_out_of_memory(error)))
+                error.add_note(f"Raised on rank {self.rank} ({self.host}); {_TOLD}")
             raise
         answers = self.gathered((None, told.own))
         for rank, (failure, out_of_memory) in enumerate(answers):
@@ -252,6 +257,10 @@ class Cluster:
         rows = np.empty((self.size, data.size), np.uint8)
         self.wait([self._communicator.Iallgather(data, rows)])
         return rows
+
+
+def _is_told(error: Exception) -> bool:
+    return any(note.endswith(_TOLD) for note in getattr(error, "__notes__", ()))
 
 
 def _bytes_of(array: np.ndarray) -> np.ndarray:

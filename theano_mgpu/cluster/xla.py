@@ -12,7 +12,7 @@ import jax
 
 from theano_mgpu.cluster.communication import Cluster
 
-__all__ = ["gpus_of", "require_jax", "require_one_place_each", "start_jax"]
+__all__ = ["gpus_of", "place_of", "require_jax", "require_one_place_each", "start_jax"]
 
 # Seconds for a rank to reach the first one.
 _PATIENCE = 10
@@ -37,20 +37,17 @@ def start_jax(cluster: Cluster, simulated: int, *, shares_gpus: bool) -> None:
     """
     if cluster in _started:
         return
-    # JAX ends its process where its port is taken, and where a rank does not reach it: so that is tried before.
-    listener = _listener() if cluster.rank == 0 else ""
-    address = listener if isinstance(listener, str) else f"{_host()}:{listener.getsockname()[1]}"
-    own = simulated, os.cpu_count() or 1, cluster.host, address
-    everyone = cluster.gathered(own)
+    visible = _visible_gpus()
+    everyone = cluster.gathered((simulated, os.cpu_count() or 1, cluster.host, visible))
     threads = max(sum(devices for devices, *_ in everyone), *(cores for _, cores, *_ in everyone))
-    neighbours = [rank for rank, (_, _, host, _) in enumerate(everyone) if host == cluster.host]
-    gpus = gpus_of(neighbours.index(cluster.rank), len(neighbours), _gpus(), cluster.host) if shares_gpus else None
+    here = {rank: seen for rank, (_, _, host, seen) in enumerate(everyone) if host == cluster.host}
+    # Where a launcher gave each rank GPUs of its own to see, they are shared out already.
+    shares_gpus = shares_gpus and len(set(here.values())) == 1
+    gpus = gpus_of(list(here).index(cluster.rank), len(here), len(visible), cluster.host) if shares_gpus else None
+    hosts = [host for _, _, host, _ in everyone]
+    address, problem = cluster.from_first(_address(hosts) if cluster.rank == 0 else None)
     os.environ.setdefault("NPROC", str(threads))
-    address = everyone[0][3]
-    reasons = cluster.gathered(_reason_not_to_meet(address))
-    if not isinstance(listener, str):
-        listener.close()
-    reason = next((f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason), "")
+    reason = problem or _reason_not_to_meet(cluster, address)
     try:
         if not reason:
             jax.distributed.initialize(address, cluster.size, cluster.rank, gpus)
@@ -71,6 +68,23 @@ def require_jax(cluster: Cluster, step: str) -> None:
             f"reach rank 0's host, or set JAX_COORDINATOR_ADDRESS to an address of it, host:port, where they do; "
             f'update_on="host" works without.'
         )
+
+
+def _reason_not_to_meet(cluster: Cluster, address: str) -> str:
+    """The first rank's whose way to the address is barred, or nothing. JAX would end the process of such a rank."""
+    host, _, port = address.rpartition(":")
+    problem = ""
+    with socket.socket() as listener:
+        if cluster.rank == 0:
+            listener.bind(("", int(port)))
+            listener.listen()
+        cluster.gathered("listening")
+        try:
+            socket.create_connection((host, int(port)), _PATIENCE).close()
+        except OSError as error:
+            problem = f"rank {cluster.rank}: {address} does not answer: {error}"
+        problems = cluster.gathered(problem)
+    return next(filter(None, problems), "")
 
 
 def require_one_place_each(places: Sequence[tuple[str, str, Sequence[Any]]]) -> None:
@@ -103,50 +117,44 @@ def gpus_of(position: int, ranks: int, gpus: int, host: str) -> list[int] | None
     return list(range(position * gpus // ranks, (position + 1) * gpus // ranks))
 
 
-def _gpus() -> int:
-    """How many this process may see, found without JAX, which takes all that it sees."""
+def place_of(device: jax.Device) -> Any:
+    """Which of its host's GPUs a device is, however few of them this process may see."""
+    number, visible = device.local_hardware_id, _visible_gpus()
+    return visible[number] if device.platform == "gpu" and number is not None and number < len(visible) else number
+
+
+def _visible_gpus() -> tuple[str, ...]:
+    """Those that this process may see, found without JAX, which takes all that it sees."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([name for name in visible.split(",") if name.strip()])
-    return len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()])
+        return tuple(name.strip() for name in visible.split(",") if name.strip())
+    numbers = [path.name[6:] for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()]
+    return tuple(sorted(numbers, key=int))
 
 
-def _listener() -> socket.socket | str:
-    """At the port to meet at, one that is free unless the environment names one; what was in the way, where it was."""
-    port = _given()[1] or "0"
-    listener = socket.socket()
-    try:
-        listener.bind(("", int(port)))
-        listener.listen()
-    except (OSError, ValueError, OverflowError) as error:
-        listener.close()
-        return f"no port {port}: {error}"
-    return listener
+def _address(hosts: Sequence[str]) -> tuple[str, str]:
+    """Of this host, the first of ``hosts``, with a port that is free now; and what was in the way, or nothing.
 
-
-def _reason_not_to_meet(address: str) -> str:
-    """Nothing where the port answers. Of rank 0 without one it is the reason in the address's place."""
-    host, _, port = address.rpartition(":")
-    if not port.isdigit():
-        return address
-    try:
-        socket.create_connection((host, int(port)), _PATIENCE).close()
-    except OSError as error:
-        return f"{address} does not answer: {error}"
-    return ""
-
-
-def _given() -> tuple[str, str]:
-    """Host and port, where the environment names them, as JAX reads it."""
+    The environment may have one. A port in use ends JAX's process.
+    """
     host, _, port = os.environ.get("JAX_COORDINATOR_ADDRESS", "").rpartition(":")
-    return host, port
-
-
-def _host() -> str:
-    """The host's name where others can look it up, as on a cluster; a laptop's own may lead nowhere."""
-    if host := _given()[0]:
-        return host
     try:
-        return socket.gethostbyname(socket.gethostname())
-    except OSError:
+        with socket.socket() as listener:
+            listener.bind(("", int(port or 0)))
+            port = listener.getsockname()[1]
+    except (OSError, ValueError) as error:
+        return "", f"rank 0: no port {port} to meet at: {error}"
+    return f"{host or _host_address(hosts)}:{port}", ""
+
+
+def _host_address(hosts: Sequence[str]) -> str:
+    """Where the others reach this host, the first: on the way to one of them, for its own name may lead to loopback."""
+    other = next((host for host in hosts if host != hosts[0]), None)
+    if other is None:
         return "127.0.0.1"
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.connect((other, 9))  # sends nothing: the system chooses the address to send from
+            return str(sender.getsockname()[0])
+    except OSError:
+        return socket.gethostname()

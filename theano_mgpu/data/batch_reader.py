@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ class BatchReader:
     """Batches as a function of their number alone, counted over all epochs.
 
     Every random choice is a function of ``(seed, epoch, example, repeat)``; the order of an epoch of ``(seed, epoch)``.
+    ``parts``: of a batch of so many examples those that one of mpirun's ranks makes; all of them by default.
     """
 
     source: ImageSource
@@ -39,6 +41,7 @@ class BatchReader:
     augmentation: Augmentation
     repeats: int
     on_bad_image: Literal["raise", "skip"]
+    parts: Mapping[int, slice] | None = None
     _order: tuple[int, np.ndarray] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -51,6 +54,8 @@ class BatchReader:
         in_turn = range(len(self.source))[place * self.batch_size : (place + 1) * self.batch_size]
         # All examples, then all once more: shards are consecutive, and none should see an example twice.
         places = sorted(in_turn, key=lambda place: place % self.repeats) if self.train else in_turn
+        if self.parts is not None:
+            places = places[self.parts[len(places)]]
         size = self.sizes.at(epoch)
         images = np.empty((len(places), size, size, 3), np.uint8)
         labels = np.empty(len(places), np.int32)
@@ -61,7 +66,7 @@ class BatchReader:
             if index is not None:
                 labels[row] = self.source.labels[index]
                 row += 1
-        if not row:
+        if not row and self.parts is None:  # else another rank may have some
             raise ImageError(f"none of the {len(places)} images of a batch could be read; the first: {bad[0][1]}")
         return images[:row], labels[:row], tuple(bad)
 

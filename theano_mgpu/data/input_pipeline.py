@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from theano_mgpu.data.augmentation import Augmentation
 from theano_mgpu.data.batch_reader import BatchReader, ReadBatch
-from theano_mgpu.data.batches import Batch
+from theano_mgpu.data.batches import Batch, Part, part_of_sizes
 from theano_mgpu.data.image_sizes import ImageSizes
 from theano_mgpu.data.in_memory import Examples
 from theano_mgpu.data.sources import ImageSource, source_of
@@ -107,6 +108,7 @@ class Pipeline:
 
     def __init__(self, reader: BatchReader, *, workers: int, prefetch: int) -> None:
         self.reader = reader
+        self._readers = [reader]
         self.workers = workers
         self._prefetch = prefetch
         self._idle: BatchStream | None = None
@@ -128,27 +130,34 @@ class Pipeline:
 
     @property
     def bad_images(self) -> int:
-        """How many different images were found broken so far."""
+        """How many different images were found broken so far, by this rank."""
         return len(self._bad)
+
+    @property
+    def bad_numbers(self) -> frozenset[int]:
+        """Their numbers in the source."""
+        return frozenset(self._bad)
 
     def image_size_at(self, epoch: int) -> int:
         """The side in pixels of the images of an epoch, counted from 0."""
         return self.reader.sizes.at(epoch)
 
-    def batches_from(self, cursor: int) -> Iterator[Batch]:
+    def batches_from(self, cursor: int, part: Part | None = None) -> Iterator[Batch]:
         """Batches of images, uint8 ``(n, size, size, 3)``, and labels, int32 ``(n,)``, without end.
 
         The cursor counts the batches of all epochs; what comes is a function of it alone.
+        part: ``step.part`` of a step that takes parts. Of each batch only this rank's examples are read, and are what
+        they are in the whole one.
         Raises ValueError for a negative cursor and for a pipeline that was closed; ImageError for a broken image.
         """
         if isinstance(cursor, bool) or not isinstance(cursor, int | np.integer) or cursor < 0:
             raise ValueError(f"batches_from(): 'cursor' should be an integer of at least 0, not {cursor!r}.")
-        return self._batches_from(int(cursor))
+        return self._batches_from(int(cursor), self._reader_of(part))
 
-    def batches(self, epoch: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Images and labels of one epoch; for validation each image exactly once, in order."""
+    def batches(self, epoch: int = 0, part: Part | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Images and labels of one epoch; for validation each image exactly once, in order. ``part`` as above."""
         first = epoch * self.batches_per_epoch
-        source = self.batches_from(first)
+        source = self.batches_from(first, part)
         try:
             for _ in range(self.batches_per_epoch):
                 images, labels = next(source).arrays
@@ -171,8 +180,18 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _batches_from(self, cursor: int) -> Iterator[Batch]:
-        stream = self._stream_at(cursor)
+    def _reader_of(self, part: Part | None) -> BatchReader:
+        """The one that makes this part, the same for the same part, as its workers may be idle."""
+        last = len(self) - (self.batches_per_epoch - 1) * self.batch_size
+        parts = part_of_sizes(part, {self.batch_size, min(last, self.batch_size)})
+        for reader in self._readers:
+            if reader.parts == parts:
+                return reader
+        self._readers.append(replace(self.reader, parts=parts))
+        return self._readers[-1]
+
+    def _batches_from(self, cursor: int, reader: BatchReader) -> Iterator[Batch]:
+        stream = self._stream_at(cursor, reader)
         try:
             while True:
                 images, labels = self._whole(self._next(stream))
@@ -186,13 +205,14 @@ class Pipeline:
             raise ValueError("batches_from(): the pipeline was closed. Make another one with tm.data.pipeline.")
         return stream.next()
 
-    def _stream_at(self, cursor: int) -> BatchStream:
+    def _stream_at(self, cursor: int, reader: BatchReader) -> BatchStream:
         """Workers that wait where ``cursor`` is, as those of an evaluation do for the next one, or new ones."""
         stream, self._idle = self._idle, None
-        if stream is not None and self._alike(stream.position) != self._alike(cursor):
+        waits_here = stream is not None and self._alike(stream.position) == self._alike(cursor)
+        if stream is not None and not (waits_here and stream.read is reader):
             stream.close()
             stream = None
-        stream = stream or BatchStream(self.reader, cursor, self.workers, self._prefetch)
+        stream = stream or BatchStream(reader, cursor, self.workers, self._prefetch)
         self._in_use.add(stream)
         return stream
 

@@ -31,6 +31,7 @@ class BatchStream:
     """
 
     def __init__(self, read: Callable[[int], ReadBatch], start: int, workers: int, prefetch: int) -> None:
+        self.read = read
         self.position = start
         self.failed = False
         self._datasets = _datasets(read, start, workers, prefetch)

@@ -58,13 +58,14 @@ def training_steps(recipe: Recipe, num_classes: int, steps_per_epoch: int, conte
         {"loss": average(loss), "top1": average(top1)},
         updates=rule | (averaged or {}),
         update_on=recipe.update_on,
+        split_over="ranks",
         nonfinite=recipe.nonfinite,
         name="train",
     )
-    predict = prediction_step(recipe, store, num_classes, contexts)
+    predict = prediction_step(recipe, store, num_classes, contexts, split_over="ranks")
     predict_averaged = None
     if averaged is not None:
-        predict_averaged = prediction_step(recipe, store, num_classes, contexts, averaged.shadows)
+        predict_averaged = prediction_step(recipe, store, num_classes, contexts, averaged.shadows, split_over="ranks")
     return TrainingSteps(store, train, predict, predict_averaged)
 
 
@@ -74,13 +75,18 @@ def prediction_step(
     num_classes: int,
     contexts: Contexts,
     shadows: dict[SharedVariable, SharedVariable] | None = None,
+    *,
+    split_over: str = "devices",
 ) -> Step:
-    """uint8 images (n, size, size, 3) to logits (n, num_classes), on the store's parameters or their ``shadows``."""
+    """uint8 images (n, size, size, 3) to logits (n, num_classes), on the store's parameters or their ``shadows``.
+
+    ``split_over="ranks"``: under mpirun each rank has its part of the images, and of the logits.
+    """
     images = _images(recipe.evaluation_size)
     logits = _network(recipe, store, images, num_classes, train=False)
     if recipe.evaluate_flipped:
         logits = (logits + _network(recipe, store, images[:, :, ::-1], num_classes, train=False)) / np.float32(2)
-    return _compiled(recipe, contexts, [images], logits, givens=shadows, name="predict")
+    return _compiled(recipe, contexts, [images], logits, givens=shadows, split_over=split_over, name="predict")
 
 
 def loss_and_top1(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 import warnings
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from theano_mgpu.cluster import Cluster, by_first, together
 from theano_mgpu.devices import Contexts, contexts
 from theano_mgpu.recipes.building import Training, build
 from theano_mgpu.recipes.datasets import Dataset, open_dataset
@@ -18,7 +20,7 @@ from theano_mgpu.recipes.files import write_recipe
 from theano_mgpu.recipes.learning_rate import scaling_sentence
 from theano_mgpu.recipes.settings import Recipe
 from theano_mgpu.report import describe_machine, write_report
-from theano_mgpu.training import Checkpoints, Fitted, RunFolder, TensorBoard, TrainingState, examine, fit
+from theano_mgpu.training import Checkpoints, Examination, Fitted, RunFolder, TensorBoard, TrainingState, examine, fit
 from theano_mgpu.weights import write_whole
 
 __all__ = ["Outcome", "resolved", "train"]
@@ -58,24 +60,29 @@ def train(recipe: Recipe, run: str | Path, *, resume: bool = False, say: Callabl
 
     ``say`` is called with lines about what goes on. Raises what reading the data, building and ``tm.training.fit``
     raise; FileExistsError for a folder with a run in it, unless ``resume``.
+
+    Under mpirun all ranks call it; rank 0 alone says something, and has the folder. All need the data.
     """
     started = time.monotonic()
     devices = contexts(recipe.contexts)
+    cluster = devices.cluster
     recipe = resolved(recipe, devices).set(output=str(run))
     with ExitStack() as stack:
-        folder = stack.enter_context(RunFolder(run))
+        folder = stack.enter_context(RunFolder(run, cluster=cluster))
         if not resume:
             folder.require_new()
-        dataset = open_dataset(recipe)
-        training = stack.enter_context(build(recipe, dataset, devices))
-        for line in _introduction(recipe, dataset, devices, training):
+        dataset = _dataset(recipe, cluster)
+        with together(cluster, "while it built the network"):
+            training = stack.enter_context(build(recipe, dataset, devices))
+        for line in _introduction(recipe, dataset, devices, training) if devices.rank == 0 else ():
             say(line)
         must_match = _must_match(recipe, dataset)
         if resume:
             _require_same_run(training, folder, must_match)
-        _describe(folder.path, recipe, devices, training)
+        folder.by_first(lambda: _describe(folder.path, recipe, devices, training))
         fitted = _fitted(recipe, training, folder, resume, must_match)
         report = _examined(training, folder, dataset.classes)
+        bad_images = _bad_images(training, cluster)
     metrics = {name: value for name, value in fitted.metrics.items() if name.startswith(("val_", "ema_"))}
     return Outcome(
         str(folder.path),
@@ -86,13 +93,37 @@ def train(recipe: Recipe, run: str | Path, *, resume: bool = False, say: Callabl
         metrics,
         fitted.checksum,
         str(report),
-        training.train.bad_images + training.val.bad_images,
+        bad_images,
     )
 
 
 def resolved(recipe: Recipe, devices: Contexts) -> Recipe:
     """The recipe with the number of shards that the devices give it: a run that goes on elsewhere keeps it."""
-    return recipe if recipe.shards is not None else recipe.set(shards=len(devices))
+    return recipe if recipe.shards is not None else recipe.set(shards=sum(devices.counts))
+
+
+def _dataset(recipe: Recipe, cluster: Cluster | None) -> Dataset:
+    """The data, which all ranks open and have alike. Rank 0 is the first, and may have to write it to the disk."""
+    with together(cluster, "while it opened the data"):
+        dataset = open_dataset(recipe) if cluster is None or cluster.rank == 0 else None
+    with together(cluster, "while it opened the data") as told:
+        dataset = dataset or open_dataset(recipe)
+        told.own = hashlib.blake2b(repr((dataset.classes, dataset.description())).encode(), digest_size=16).digest()
+    for rank, digest in enumerate(told.everyone):
+        if digest != told.everyone[0]:
+            raise ValueError(
+                f"'data' is '{recipe.data}', which is not the same on all ranks: rank {rank} finds other images, or "
+                "others of a class, than rank 0. Give all the same files, in a folder that they share or a copy on "
+                "each."
+            )
+    return dataset
+
+
+def _bad_images(training: Training, cluster: Cluster | None) -> int:
+    """Of all ranks, each once."""
+    own = training.train.bad_numbers, training.val.bad_numbers
+    everyone = cluster.gathered(own) if cluster else [own]
+    return sum(len(frozenset().union(*of_ranks)) for of_ranks in zip(*everyone, strict=True))
 
 
 def _introduction(recipe: Recipe, dataset: Dataset, devices: Contexts, training: Training) -> list[str]:
@@ -101,11 +132,18 @@ def _introduction(recipe: Recipe, dataset: Dataset, devices: Contexts, training:
     return [
         f"{dataset.name}: {len(dataset.classes):,} classes, {len(dataset.train):,} training and "
         f"{len(dataset.val):,} validation images",
-        f"{recipe.model}: {numbers:,} parameters, on {', '.join(devices.names)}, batches of {recipe.batch_size} in "
+        f"{recipe.model}: {numbers:,} parameters, on {_places(devices)}, batches of {recipe.batch_size} in "
         f"{recipe.shards} shards",
         f"{recipe.epochs:g} epochs of {steps:,} steps; {scaling_sentence(recipe)}",
         f"run: {recipe.output}",
     ]
+
+
+def _places(devices: Contexts) -> str:
+    if devices.cluster is None:
+        return ", ".join(devices.names)
+    hosts = dict.fromkeys(rank.host for rank in devices.ranks)
+    return f"{sum(devices.counts)} devices of {len(devices.ranks)} ranks on {', '.join(hosts)}"
 
 
 def _must_match(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
@@ -118,10 +156,12 @@ def _require_same_run(training: Training, folder: RunFolder, must_match: dict[st
     """Before anything of the run is written over. Raises ValueError that says what differs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fit warns, and restores once more
-        newest = Checkpoints(folder.checkpoints).newest()
+        cluster = training.steps.train.contexts.cluster
+        newest = Checkpoints(folder.checkpoints, cluster=cluster).newest()
         if newest is not None:
             state = TrainingState(training.steps.train, training.steps.store, must_match=must_match)
-            state.restore(newest)
+            with together(cluster, "while it went back to a checkpoint"):
+                state.restore(newest)
 
 
 def _describe(folder: Path, recipe: Recipe, devices: Contexts, training: Training) -> None:
@@ -134,8 +174,14 @@ def _describe(folder: Path, recipe: Recipe, devices: Contexts, training: Trainin
 
 def _examined(training: Training, folder: RunFolder, classes: Sequence[str]) -> Path:
     """The report, and what it shows of the network's answers. Raises OSError where the disk does not take them."""
+    examination = examine(training.predict, training.val, classes)
+    cluster = training.predict.contexts.cluster
+    return by_first(cluster, "while it wrote the report", lambda: _reported(examination, folder))
+
+
+def _reported(examination: Examination, folder: RunFolder) -> Path:
     try:
-        examine(training.predict, training.val, classes).save(folder.path / "evaluation.npz")
+        examination.save(folder.path / "evaluation.npz")
         return write_report(folder.path)
     except OSError as error:
         where = f"'{error.filename}': " if error.filename else ""

@@ -29,6 +29,8 @@ def describe_machine(contexts: Contexts | None = None) -> dict[str, Any]:
     }
     if contexts is not None:
         described["devices"] = [f"{context.name} ({context.device.device_kind})" for context in contexts]
+        if contexts.cluster is not None:
+            described["ranks"] = [f"{rank}: {', '.join(rank.names)}" for rank in contexts.ranks]
     described["python"] = platform.python_version()
     described |= {package: importlib.metadata.version(package) for package in _PACKAGES}
     # The package itself may be used from its source, which is no installation.

@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from theano_mgpu.cluster import Cluster, by_first
 from theano_mgpu.errors import DamagedCheckpointError
 from theano_mgpu.training.checkpoint_file import read_checkpoint, write_checkpoint
 from theano_mgpu.training.state import Checkpoint, TrainingState
@@ -32,6 +33,9 @@ class Checkpoints:
         where the newest is damaged.
     on_error: what to do where one cannot be written, as on a full disk. "raise": OSError, from the next call of
         ``save``, ``check`` or ``wait``. "warn": a warning, and the run goes on. The checkpoints before stay whole.
+    cluster: under mpirun ``contexts.cluster``. Rank 0 alone reads and writes then. ``newest`` and ``best`` are for all
+        ranks to call, and give all what rank 0 has read. The other methods do nothing on other ranks; while rank 0 is
+        in them, it may ask the others for what they have, who answer where they wait for it.
 
     A ``with`` block waits for what is being written.
 
@@ -39,7 +43,12 @@ class Checkpoints:
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], keep: int = 2, *, on_error: Literal["raise", "warn"] = "raise"
+        self,
+        folder: str | os.PathLike[str],
+        keep: int = 2,
+        *,
+        on_error: Literal["raise", "warn"] = "raise",
+        cluster: Cluster | None = None,
     ) -> None:
         if isinstance(keep, bool) or not isinstance(keep, (int, np.integer)) or keep < 1:
             raise ValueError(f"Checkpoints(): 'keep' should be an integer of at least 1, not {keep!r}.")
@@ -48,7 +57,9 @@ class Checkpoints:
         self.folder = Path(folder)
         self.keep = int(keep)
         self.on_error = on_error
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._cluster = cluster
+        self._writes = cluster is None or cluster.rank == 0
+        by_first(cluster, f"in '{self.folder}'", lambda: self.folder.mkdir(parents=True, exist_ok=True))
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._buffers: dict[str, np.ndarray] = {}
@@ -59,6 +70,8 @@ class Checkpoints:
         Returns when the state is copied; a thread writes the copy while training goes on. A second save waits for the
         first. What went wrong with the one before is reported first, as ``check`` does.
         """
+        if not self._writes:
+            return
         self.wait()
         state.advance(step=step_number)
         checkpoint = state.copied(self._buffers)
@@ -69,7 +82,8 @@ class Checkpoints:
 
     def reserve(self, state: TrainingState) -> None:
         """Take the memory for the copies now: new memory took ten times as long as the copy, 0.6 s for ResNet-50."""
-        self._buffers = dict(state.copied().arrays)
+        if self._writes:
+            self._buffers = dict(state.copied().arrays)
 
     def check(self) -> None:
         """Report what went wrong with a save that has ended: OSError or a warning, as ``on_error`` says."""
@@ -109,12 +123,15 @@ class Checkpoints:
         Warns of every damaged one that it passes over. Raises DamagedCheckpointError where all are damaged, and
         ValueError for one that a newer version of the package wrote.
         """
+        return by_first(self._cluster, "while it read checkpoints", self._newest)
+
+    def _newest(self) -> Checkpoint | None:
         paths = self.paths()
         for path in paths:
             try:
                 checkpoint = read_checkpoint(path)
             except DamagedCheckpointError as error:
-                warnings.warn(f"{error} The checkpoint before it is taken.", RuntimeWarning, stacklevel=2)
+                warnings.warn(f"{error} The checkpoint before it is taken.", RuntimeWarning, stacklevel=4)
                 continue
             return checkpoint
         if paths:
@@ -127,7 +144,9 @@ class Checkpoints:
     def best(self) -> Checkpoint | None:
         """The checkpoint that was last saved as the best, or None. Raises as ``read_checkpoint`` does."""
         path = self.folder / "best.safetensors"
-        return read_checkpoint(path) if path.exists() else None
+        return by_first(
+            self._cluster, f"while it read '{path}'", lambda: read_checkpoint(path) if path.exists() else None
+        )
 
     def __enter__(self) -> Checkpoints:
         return self

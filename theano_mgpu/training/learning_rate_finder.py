@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from theano_mgpu.data.batches import BatchSource
+from theano_mgpu.data.batches import BatchSource, batches_of
 from theano_mgpu.errors import NonFiniteError
 from theano_mgpu.step import Step
 from theano_mgpu.store import ParameterStore
@@ -79,7 +79,8 @@ def _tried(step: Step, batches: BatchSource, planned: list[float]) -> tuple[list
     rates: list[float] = []
     losses: list[float] = []
     mean = 0.0
-    for count, (rate, batch) in enumerate(zip(planned, batches.batches_from(0), strict=False), start=1):
+    source = batches_of(batches, 0, step.part if step.takes_parts else None)
+    for count, (rate, batch) in enumerate(zip(planned, source, strict=False), start=1):
         try:
             loss = numbers_of(step(*batch.arrays, rate))["loss"]
         except NonFiniteError:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from signal import Signals
 from typing import Any
 
 from theano_mgpu.training.state import Progress
@@ -41,9 +42,12 @@ class Limits:
             return "patience"
         return None
 
-    def out_of_time(self) -> bool:
-        """Whether the run should stop here, though it is not finished."""
-        return self.time_limit is not None and time.monotonic() - self.started >= self.time_limit
+    def asked(self, received: Signals | None) -> str | None:
+        """Why the run should stop here, though it is not finished: a signal's name, "time_limit", or None."""
+        if received is not None:
+            return received.name
+        out_of_time = self.time_limit is not None and time.monotonic() - self.started >= self.time_limit
+        return "time_limit" if out_of_time else None
 
     def total_steps(self, progress: Progress) -> int | None:
         """How many steps the run will have, as far as it can be told from those that were taken."""

@@ -24,6 +24,8 @@ __all__ = ["LiveDisplay", "Screen", "metric_texts", "plain_line", "time_left"]
 # A verdict looks at the last lines: a single one may have waited for a slow file.
 _LINES = 5
 _WIDEST = 80
+# So many times the fastest rank's seconds are worth a word on the slowest.
+_SLOW = 1.2
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 
 
@@ -135,7 +137,7 @@ def metric_texts(line: Mapping[str, Any]) -> list[str]:
             texts.append(f"{spoken} {100 * value:.1f} %")
         elif name == "images_per_s":
             texts.append(f"{value:.1f} images/s" if value < 1000 else f"{value:,.0f} images/s")
-    return texts
+    return [*texts, *_slowest(line)]
 
 
 def time_left(began: tuple[int, float], now: tuple[int, float], total: int | None) -> float | None:
@@ -144,6 +146,13 @@ def time_left(began: tuple[int, float], now: tuple[int, float], total: int | Non
     if total is None or steps < 1:
         return None
     return max(total - now[0], 0) * (now[1] - began[1]) / steps
+
+
+def _slowest(line: Mapping[str, Any]) -> list[str]:
+    fastest, slowest = line.get("rank_seconds_min"), line.get("rank_seconds_max")
+    if not fastest or not slowest or slowest < _SLOW * fastest:
+        return []
+    return [f"rank {line['slowest_rank']} takes {slowest / fastest:.1f} x the fastest rank's time"]
 
 
 def _of(step: int, total: int | None) -> str:

@@ -7,8 +7,10 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from signal import Signals
 from typing import Any, Literal
 
+from theano_mgpu.cluster import Cluster, by_first, together
 from theano_mgpu.data.batches import BatchSource
 from theano_mgpu.schedules import Schedule
 from theano_mgpu.step import Step
@@ -95,8 +97,13 @@ def fit(
     checkpoint_every: steps between checkpoints; at the end of each epoch by default. ``keep`` of them stay.
     on_save_error: "raise" or "warn" where a checkpoint or a line of metrics cannot be written.
     must_match: what a resumed run must have in common: ``{"classes": names}``.
-    callbacks: functions of a line of metrics, a dict; the run ends where one returns True.
+    callbacks: functions of a line of metrics, a dict; the run ends where one returns True. Of rank 0 alone.
     progress: a live display where standard error is a terminal, else a plain line there for each line of metrics.
+
+    Under mpirun all ranks call it, with the same arguments. Rank 0 alone has the run's folder, shows, and decides when
+    the run ends; evaluations run on all ranks, and rank 0's count. With ``split_over="ranks"`` in the step each rank
+    fetches its part of every batch, else all fetch all. A signal to any rank stops all, and what one of them raises
+    stops all, the others by RankError. A run may go on on other numbers of ranks.
 
     Returns how it ended. SIGTERM and SIGINT finish the step, save, say how to go on, and raise ``Interrupted``, which
     ends the process.
@@ -109,65 +116,87 @@ def fit(
     callbacks = tuple(callbacks)
     _check(limits, log_every, evaluate_every, checkpoint_every, evaluations, best, patience)
     state = TrainingState(step, store, must_match=must_match)
+    cluster, is_first = step.contexts.cluster, step.contexts.rank == 0
     with (
-        _folder(run) as folder,
-        Checkpoints(folder.checkpoints, keep, on_error=on_save_error) as checkpoints,
+        _folder(run, cluster) as folder,
+        Checkpoints(folder.checkpoints, keep, on_error=on_save_error, cluster=cluster) as checkpoints,
         Prefetch(step, batches, learning_rate) as ahead,
     ):
+        at = cluster.at if cluster else _nowhere  # what is said of this rank if it dies or hangs
+        at(phase="starting the run", run=str(folder.path))
         begin(state, folder, checkpoints, resume=resume)
         checkpoints.reserve(state)
-        means, watch, line = Means(state.progress.sums), Stopwatch(), _last(folder)
+        means, watch, line = Means(state.progress.sums), Stopwatch(), _last(folder, cluster)
         source = ahead.going_on(state.progress)
-        stopped_by = limits.finished(state.progress)
-        with StopSignals() as signals, LiveDisplay(shown=progress, contexts=step.contexts) as live:
+        stopped_by, began = limits.finished(state.progress), state.progress.step
+        saved = began
+        display = LiveDisplay(shown=progress and is_first, contexts=step.contexts)
+        with StopSignals(says=is_first) as signals, display as live:
             while stopped_by is None:
-                given = watch.timed("wait", next, source, None)
-                if given is None:
-                    raise ValueError(
-                        f"fit(): 'batches' ended after step {state.progress.step}. batches_from() should go on, epoch "
-                        "after epoch, until the run has what it was asked for."
-                    )
-                batch, skipped = given.batch, step.skipped
-                outputs = numbers_of(watch.timed("step", step, *given.arguments))
-                watch.count(len(batch), step.seconds)
-                if step.skipped == skipped:  # the loss of a step that was left out is no number
-                    means.add(outputs, len(batch))
                 number = state.progress.step + 1
+                at(number, "waiting for its batch")
+                with together(cluster, f"with the batch of step {number}") as told:
+                    checkpoints.check()
+                    given, asked = None, limits.asked(signals.received) if number > began + 1 else None
+                    if asked is None and (given := watch.timed("wait", next, source, None)) is None:
+                        raise ValueError(
+                            f"fit(): 'batches' ended after step {number - 1}. batches_from() should go on, epoch after "
+                            "epoch, until the run has what it was asked for."
+                        )
+                    told.own = asked, len(given.batch) if given else 0
+                stopped_by = next((asked for asked, _ in told.everyone if asked), None)
+                if stopped_by or given is None:
+                    break
+                batch, skipped = given.batch, step.skipped
+                examples = sum(own for _, own in told.everyone) if step.takes_parts else len(batch)
+                at(phase="computing")
+                outputs = numbers_of(watch.timed("step", step, *given.arguments))
+                watch.count(examples, step.seconds, step.rank_seconds)
+                if step.skipped == skipped:  # the loss of a step that was left out is no number
+                    means.add(outputs, examples)
                 state.advance(step=number, cursor=batch.cursor, epoch=batch.epoch)
                 stopped_by = limits.finished(state.progress)
 
                 ends_epoch = batch.epoch == int(batch.epoch)
                 evaluated: dict[str, float] = {}
                 if stopped_by or (number % evaluate_every == 0 if evaluate_every else ends_epoch):
-                    evaluated = _evaluated(evaluations)
+                    at(phase="evaluating")
+                    evaluated = _evaluated(evaluations, cluster, number)
                     state.advance(**(judged(state.progress, evaluated, best) if evaluated else {}))
                     stopped_by = limits.finished(state.progress)
 
-                if stopped_by or evaluated or number % log_every == 0:
+                is_best = bool(evaluated) and state.progress.best_step == number
+                saves = is_best or (number % checkpoint_every == 0 if checkpoint_every else ends_epoch)
+                logs = stopped_by or evaluated or number % log_every == 0
+                if logs:
                     line = {"step": number, "epoch": batch.epoch, "loss": None, "top1": None, **means.taken()}
                     line |= {"learning_rate": given.learning_rate} if learning_rate else {}
                     line |= watch.taken() | evaluated
-                    _record(folder, line, on_save_error)
-                    if True in [callback(line) for callback in callbacks]:
-                        stopped_by = stopped_by or "callback"
+                if logs or saves:
+                    at(phase="saving")
+                    with together(cluster, f"with what is kept of step {number}") as told:
+                        if logs and is_first:
+                            _record(folder, line, on_save_error)
+                            told.own = True in [callback(line) for callback in callbacks]
+                        if saves and is_first:
+                            _save(checkpoints, state, folder, means, best=is_best)
+                    saved = number if saves else saved
+                    stopped_by = stopped_by or ("callback" if told.everyone[0] else None)
                 live.update(number, line, limits.total_steps(state.progress))
-
-                if stopped_by is None and (signals.received or limits.out_of_time()):
-                    stopped_by = signals.received.name if signals.received else "time_limit"
-                is_best = bool(evaluated) and state.progress.best_step == number
-                if stopped_by or is_best or (number % checkpoint_every == 0 if checkpoint_every else ends_epoch):
-                    state.advance(metrics_position=folder.metrics.position, sums=means.sums)
-                    checkpoints.save(number, state, best=is_best)
-                checkpoints.check()
-            checkpoints.wait()
-        if signals.received and stopped_by == signals.received.name:
+            with together(cluster, f"with what is kept of step {state.progress.step}"):
+                if saved != state.progress.step and is_first:
+                    _save(checkpoints, state, folder, means)
+                checkpoints.wait()
+        assert stopped_by is not None
+        if stopped_by in Signals.__members__:
+            signals.received = Signals[stopped_by]
             raise interrupted(signals, state, folder)
         checksum = store.checksum()
         if stopped_by != "time_limit":
             line = {"step": state.progress.step, "epoch": state.progress.epoch, **line}
             line |= {"final": True, "checksum": checksum, "stopped_by": stopped_by}
-            _record(folder, line, on_save_error)
-        return Fitted(state.progress, line, stopped_by, checksum)
+            folder.by_first(lambda: _record(folder, line, on_save_error))
+        return by_first(cluster, "at its end", lambda: Fitted(state.progress, line, stopped_by, checksum))
 
 
 def begin(state: TrainingState, folder: RunFolder, checkpoints: Checkpoints, *, resume: bool) -> None:
@@ -176,8 +205,9 @@ def begin(state: TrainingState, folder: RunFolder, checkpoints: Checkpoints, *, 
         folder.require_new()
     newest = checkpoints.newest()
     if newest is not None:
-        state.restore(newest)
-    folder.metrics.truncate(state.progress.metrics_position)
+        with together(state.step.contexts.cluster, "while it went back to a checkpoint"):
+            state.restore(newest)
+    folder.by_first(lambda: folder.metrics.truncate(state.progress.metrics_position))
 
 
 def interrupted(signals: StopSignals, state: TrainingState, folder: RunFolder) -> Interrupted:
@@ -188,20 +218,37 @@ def interrupted(signals: StopSignals, state: TrainingState, folder: RunFolder) -
         f"run is saved in '{folder.path}'. Go on with fit(..., run='{folder.path}', resume=True), or on the command "
         f"line with theano-mgpu train --resume {folder.path}"
     )
-    print(sentence, file=sys.stderr, flush=True)
+    if state.step.contexts.rank == 0:
+        print(sentence, file=sys.stderr, flush=True)
     return Interrupted(signals.received, sentence)
 
 
-def _folder(run: str | os.PathLike[str] | RunFolder) -> RunFolder:
-    return run if isinstance(run, RunFolder) else RunFolder(run)
+def _folder(run: str | os.PathLike[str] | RunFolder, cluster: Cluster | None) -> RunFolder:
+    return run if isinstance(run, RunFolder) else RunFolder(run, cluster=cluster)
 
 
-def _evaluated(evaluations: Mapping[str, Evaluation] | None) -> dict[str, float]:
-    return {
-        f"{name}_{metric}": value
-        for name, evaluation in (evaluations or {}).items()
-        for metric, value in evaluation().items()
-    }
+def _nowhere(step: int | None = None, phase: str | None = None, run: str | None = None) -> None:
+    """Where nobody watches."""
+
+
+def _evaluated(evaluations: Mapping[str, Evaluation] | None, cluster: Cluster | None, number: int) -> dict[str, float]:
+    if not evaluations:
+        return {}
+    with together(cluster, f"while it evaluated after step {number}") as told:
+        told.own = {
+            f"{name}_{metric}": value
+            for name, evaluation in evaluations.items()
+            for metric, value in evaluation().items()
+        }
+    found: dict[str, float] = told.everyone[0]
+    return found
+
+
+def _save(
+    checkpoints: Checkpoints, state: TrainingState, folder: RunFolder, means: Means, *, best: bool = False
+) -> None:
+    state.advance(metrics_position=folder.metrics.position, sums=means.sums)
+    checkpoints.save(state.progress.step, state, best=best)
 
 
 def _record(folder: RunFolder, line: Mapping[str, Any], on_error: str) -> None:
@@ -213,8 +260,8 @@ def _record(folder: RunFolder, line: Mapping[str, Any], on_error: str) -> None:
         warnings.warn(f"fit(): {error.strerror} Until then it goes on without.", RuntimeWarning, stacklevel=3)
 
 
-def _last(folder: RunFolder) -> dict[str, Any]:
-    lines = folder.metrics.lines()
+def _last(folder: RunFolder, cluster: Cluster | None) -> dict[str, Any]:
+    lines = by_first(cluster, "with the run's metrics", folder.metrics.lines)
     return lines[-1] if lines else {}
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,6 +112,7 @@ class Stopwatch:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.within: dict[str, float] = {}  # the steps
+        self.of_ranks: list[float] = []
         self.examples = 0
         self.steps = 0
 
@@ -122,17 +124,22 @@ class Stopwatch:
         finally:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
-    def count(self, examples: int, seconds: Mapping[str, float] | None = None) -> None:
-        """A step is done; ``seconds`` are its own, such as ``step.seconds``."""
+    def count(self, examples: int, seconds: Mapping[str, float] | None = None, of_ranks: Sequence[float] = ()) -> None:
+        """A step is done; ``seconds`` are its own, such as ``step.seconds``, and ``of_ranks`` ``step.rank_seconds``."""
         self.examples += examples
         self.steps += 1
         for part, spent in (seconds or {}).items():
             self.within[part] = self.within.get(part, 0.0) + spent
+        self.of_ranks = [
+            before + spent for before, spent in itertools.zip_longest(self.of_ranks, of_ranks, fillvalue=0.0)
+        ]
 
     def taken(self) -> dict[str, float | None]:
         """images/s, and mean seconds a step: of waiting for the batch, of the step, and of its parts; begin anew.
 
-        The parts copy, compute, gather and update are None where no step gave its own seconds.
+        The parts copy, compute, gather and update are None where no step gave its own seconds. Of several ranks
+        there is what the fastest and the slowest took for their parts, "rank_seconds_min" and "rank_seconds_max", and
+        which one the slowest was, "slowest_rank".
         """
         total, steps = sum(self.seconds.values()), max(self.steps, 1)
         taken: dict[str, float | None] = {
@@ -141,7 +148,10 @@ class Stopwatch:
             "wait": self.seconds.get("wait", 0.0) / steps,
             **{part: self.within[part] / steps if part in self.within else None for part in PARTS},
         }
-        self.seconds, self.within, self.examples, self.steps = {}, {}, 0, 0
+        if len(self.of_ranks) > 1:
+            taken |= {"rank_seconds_min": min(self.of_ranks) / steps, "rank_seconds_max": max(self.of_ranks) / steps}
+            taken["slowest_rank"] = int(np.argmax(self.of_ranks))
+        self.seconds, self.within, self.of_ranks, self.examples, self.steps = {}, {}, [], 0, 0
         return taken
 
 

@@ -10,7 +10,7 @@ from queue import Empty, Queue
 from types import TracebackType
 from typing import Any
 
-from theano_mgpu.data.batches import Batch, BatchSource
+from theano_mgpu.data.batches import Batch, BatchSource, batches_of
 from theano_mgpu.step import Step
 from theano_mgpu.training.state import Progress
 
@@ -41,6 +41,8 @@ class Prefetch:
                 step(*given.arguments)
                 state.advance(cursor=given.batch.cursor)
 
+    Of a step that takes parts, under mpirun, a batch's arrays are this rank's part of them.
+
     The source, the schedule and ``step.put`` are called by one thread, which begins with the first batch that is asked
     for. Whatever they raise is raised where the batch would have come, after all the batches before it. The thread ends
     with the ``with`` block: a fetch that is going on is waited for, ten seconds at the most.
@@ -56,7 +58,8 @@ class Prefetch:
 
     def going_on(self, progress: Progress) -> Iterator[Prefetched]:
         """Batches from the cursor of ``progress`` on, for its next step and those after it."""
-        source = iter(self._batches.batches_from(progress.cursor))
+        part = self._step.part if self._step.takes_parts else None
+        source = iter(batches_of(self._batches, progress.cursor, part))
         self._thread = threading.Thread(
             target=self._fetch, args=(source, progress.step), name="theano_mgpu prefetch", daemon=True
         )
@@ -84,7 +87,7 @@ class Prefetch:
         rate = None if self._learning_rate is None else self._learning_rate(number)
         arguments = batch.arrays if rate is None else (*batch.arrays, rate)
         # What takes turns may be more than the devices have memory for; the step sends it, turn by turn.
-        if self._step.sends_ahead and self._step.shards <= len(self._step.contexts):
+        if self._step.sends_ahead and self._step.shards <= sum(self._step.contexts.counts):
             arguments = (self._step.put(*arguments),)
         return Prefetched(batch, rate, arguments)
 

@@ -6,9 +6,11 @@ import contextlib
 import fcntl
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from theano_mgpu.cluster import Cluster, by_first
 from theano_mgpu.errors import RunInUseError
 from theano_mgpu.training.metrics import MetricsFile
 
@@ -27,10 +29,14 @@ class RunFolder:
     Entering makes the folder; inside, it may be entered again, by ``fit`` for instance. What was made is taken away
     again if nothing else was written there. Raises RunInUseError where another run is in the folder, naming its
     process, and OSError where it cannot be made or written.
+
+    cluster: under mpirun ``contexts.cluster``. Rank 0 alone has the folder then, and writes there; the others enter it
+    with rank 0, hear whether it could, and need not see its disk.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, cluster: Cluster | None = None) -> None:
         self.path = Path(path)
+        self._cluster = cluster
         self.metrics = MetricsFile(self.path / "metrics.jsonl")
         self.checkpoints = self.path / "checkpoints"
         self._lock: int | None = None
@@ -39,6 +45,17 @@ class RunFolder:
 
     def require_new(self) -> None:
         """Raises FileExistsError if a run has begun here."""
+        self.by_first(self._require_new)
+
+    def by_first(self, call: Callable[[], object]) -> None:
+        """Call a function on the rank that has the folder, which is this process where there is no other."""
+
+        def called() -> None:
+            call()
+
+        by_first(self._cluster, f"in the run's folder '{self.path}'", called)
+
+    def _require_new(self) -> None:
         if self.metrics.position or any(self.checkpoints.glob("step-*.safetensors")):
             raise FileExistsError(
                 f"'{self.path}' has a run in it. Go on with it by resume=True (theano-mgpu train --resume "
@@ -49,7 +66,7 @@ class RunFolder:
         self._entered += 1
         if self._entered == 1:
             try:
-                self._enter()
+                self.by_first(self._enter)
             except BaseException:
                 self._entered = 0
                 raise

@@ -33,9 +33,12 @@ class StopSignals:
 
     A second one does what it would have done without us. Only Python's main thread can be asked by the system: in
     another thread nothing is received, and signals do what they always did.
+
+    says: whether a line on standard error says that one came; under mpirun rank 0's is enough.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, says: bool = True) -> None:
+        self._says = says
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
@@ -52,6 +55,8 @@ class StopSignals:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
         self._let_go()
+        if not self._says:
+            return
         # Not print: the signal may have come in the middle of one.
         os.write(2, f"\n{self.received.name}: finishing the step, then saving. Once more stops at once.\n".encode())
 

@@ -128,7 +128,8 @@ class TrainingState:
             self.variables[name].set_value(generator, borrow=True)
         self.step.counts = checkpoint.counts
         self.progress = checkpoint.progress
-        if self.step.cut.split and checkpoint.shards not in (None, self.step.shards):
+        other_shards = self.step.cut.split and checkpoint.shards not in (None, self.step.shards)
+        if other_shards and self.step.contexts.rank == 0:
             warnings.warn(
                 f"restore(): the checkpoint is of a run with {checkpoint.shards} shards, this step has "
                 f"{self.step.shards}: training goes on, but not to the same bits. "

@@ -14,7 +14,7 @@ from theano_mgpu.training.time_parts import PARTS
 __all__ = ["TensorBoard", "tag"]
 
 _FLUSH_SECONDS = 5
-_TIMES = {*PARTS, "step_seconds", "images_per_s"}
+_TIMES = {*PARTS, "step_seconds", "images_per_s", "rank_seconds_min", "rank_seconds_max", "slowest_rank"}
 _NOT_SCALARS = {"step", "final", "checksum", "stopped_by"}
 
 
