@@ -125,7 +125,7 @@ class Shares(Alone):
     def own(self, slots: Sequence[Slot], arrays: Sequence[Any]) -> list[Any]:
         """Of what is updated in pieces this rank's; of an array that is lent it is all that there is."""
         return [
-            np.asarray(array)[self._place(slot)] if slot in self._vectors and len(array) == slot.size else array
+            self._piece(slot, array) if slot in self._vectors else array
             for slot, array in zip(slots, arrays, strict=True)
         ]
 
@@ -204,6 +204,11 @@ class Shares(Alone):
             return found
 
         return whole
+
+    def _piece(self, slot: Vector, array: jax.Array) -> np.ndarray:
+        """Always numpy's: for JAX's arrays the program would be compiled once more."""
+        own = np.asarray(array)
+        return own[self._place(slot)] if len(own) == slot.size else own
 
     def _place(self, slot: Vector) -> slice:
         """Of this rank's piece."""

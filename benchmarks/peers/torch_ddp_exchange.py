@@ -1,9 +1,10 @@
-"""The peer in PyTorch: DistributedDataParallel's exchange of ResNet-50's gradients over gloo, and SGD with momentum.
+"""The peer in PyTorch: what DistributedDataParallel's exchange of ResNet-50's gradients and SGD with momentum take.
 
 python benchmarks/peers/torch_ddp_exchange.py --ranks 2
 
-The gradients lie in DDP's buckets of 25 MB already (its ``gradient_as_bucket_view``); every bucket's all-reduce is
-begun at once, as DDP's hooks do, then divided, then comes the optimizer. One process a rank; needs only torch.
+A step of a trivial loss of all parameters over gloo, less the same forward and backward pass without exchange
+(``no_sync``), the median of pairs; the slowest rank counts. ``--bucket-view`` spares DDP two copies of the gradients,
+which is not its default. One process a rank; needs only torch.
 """
 
 from __future__ import annotations
@@ -20,28 +21,22 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch_network import resnet50
 
-BUCKET = 25 * 2**20
+
+class Sum(torch.nn.Module):
+    """Of all parameters, times a scale."""
+
+    def __init__(self, params: list[torch.nn.Parameter]) -> None:
+        super().__init__()
+        self.params = torch.nn.ParameterList(params)
+
+    def forward(self, scale: torch.Tensor) -> torch.Tensor:
+        return torch.stack([(param * scale).sum() for param in self.params]).sum()
 
 
-def in_buckets(params: list[torch.nn.Parameter]) -> list[torch.Tensor]:
-    """Gradients of ones, views of a few long vectors."""
-    groups: list[list[torch.nn.Parameter]] = [[]]
-    held = 0
-    for param in reversed(params):
-        if held and held + param.nbytes > BUCKET:
-            groups.append([])
-            held = 0
-        groups[-1].append(param)
-        held += param.nbytes
-    buckets = []
-    for group in groups:
-        bucket = torch.ones(sum(param.numel() for param in group))
-        start = 0
-        for param in group:
-            param.grad = bucket[start : start + param.numel()].view(param.shape)
-            start += param.numel()
-        buckets.append(bucket)
-    return buckets
+def slowest(begun: float) -> float:
+    taken = torch.tensor([time.perf_counter() - begun])
+    dist.all_reduce(taken, dist.ReduceOp.MAX)
+    return float(taken)
 
 
 def worker(rank: int, arguments: argparse.Namespace) -> None:
@@ -49,20 +44,23 @@ def worker(rank: int, arguments: argparse.Namespace) -> None:
     torch.set_num_threads(max((os.cpu_count() or 1) // arguments.ranks, 1))
     dist.init_process_group("gloo", rank=rank, world_size=arguments.ranks)
     params = [param for param in resnet50((3, 4, 6, 3)).parameters() if param.requires_grad]
-    buckets = in_buckets(params)
-    optimizer = torch.optim.SGD(params, lr=1e-6, momentum=0.9, foreach=True)
+    model = torch.nn.parallel.DistributedDataParallel(Sum(params), gradient_as_bucket_view=arguments.bucket_view)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, foreach=True)
+    scale = torch.ones(())
     seconds = []
     for _ in range(arguments.steps + 2):
         dist.barrier()
         begun = time.perf_counter()
-        for work in [dist.all_reduce(bucket, async_op=True) for bucket in buckets]:
-            work.wait()
-        for bucket in buckets:
-            bucket /= arguments.ranks
+        with model.no_sync():
+            model(scale).backward()
+        alone = slowest(begun)
+        optimizer.zero_grad(set_to_none=not arguments.bucket_view)
+        dist.barrier()
+        begun = time.perf_counter()
+        model(scale).backward()
         optimizer.step()
-        taken = torch.tensor([time.perf_counter() - begun])
-        dist.all_reduce(taken, dist.ReduceOp.MAX)
-        seconds.append(float(taken))
+        seconds.append(slowest(begun) - alone)
+        optimizer.zero_grad(set_to_none=not arguments.bucket_view)
     if rank == 0:
         numbers = sum(param.numel() for param in params)
         line = {"benchmark": "peer_ddp_exchange", "seconds": statistics.median(seconds[2:]), "parameters": numbers}
@@ -80,6 +78,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--bucket-view", action="store_true", help="gradients lie in the buckets that are exchanged")
     parser.set_defaults(port=free_port())
     given = parser.parse_args()
     mp.spawn(worker, (given,), nprocs=given.ranks)
