@@ -297,7 +297,7 @@ class Step:
         """Nothing visible changes before the commit; under mpirun it is reached by all ranks or by none."""
         self._follow_shapes()
         with jax.enable_x64(True):
-            with self._together("while it computed", **_MEMORY) as told:
+            with self._together("computing", "while it computed", **_MEMORY) as told:
                 turns = self._split(batch)
                 shared = self._assembly.shared_values()
                 self._laps.end("copy")
@@ -309,10 +309,10 @@ class Step:
                 told.own = self._assembly.shares.wanted_whole(), self._laps.total
             self._rank_seconds = [seconds for _, seconds in told.everyone]
             wanted_whole = [any(of_slot) for of_slot in zip(*(wanted for wanted, _ in told.everyone), strict=True)]
-            self._at("exchanged sums")
+            self._at("exchanging sums")
             rows = self._assembly.shares.rows(own)
             self._laps.end("gather")
-            with self._together("while it updated") as told, self._needing_others():
+            with self._together("updating", "while it updated") as told, self._needing_others():
                 updated = self._assembly.apply(rows, batch)
                 require_passed(self.name, [(self._assembly.update.checks, updated.checks)])
                 values = self._assembly.shares.new_values(updated.new_values, self.cut.host.shared, wanted_whole)
@@ -321,15 +321,15 @@ class Step:
             self._laps.end("compute" if self._on_device else "update")
             return attempt
 
-    def _together(self, doing: str, **options: Any) -> AbstractContextManager[Told]:
+    def _together(self, phase: str, doing: str, **options: Any) -> AbstractContextManager[Told]:
         """What all ranks succeed in or none; ``doing`` is as in "rank 1 failed while it computed call 3 of step()"."""
-        self._at(doing.removeprefix("while it ").removesuffix(" of").removesuffix(" for").removesuffix(" in"))
+        self._at(phase)
         return together(self.contexts.cluster, f"{doing} call {self._calls} of {self.name}()", **options)
 
     def _at(self, phase: str) -> None:
         """For what is said of this rank if it dies or hangs."""
         if self.contexts.cluster is not None:
-            self.contexts.cluster.at(step=self._calls, phase=f"{self.name}(): {phase}")
+            self.contexts.cluster.at(phase=f"{self.name}(): {phase}", call=self._calls)
 
     def _needing_others(self) -> AbstractContextManager[None]:
         """Inside, a program waits for other ranks' devices, if it runs on those too."""
@@ -337,7 +337,7 @@ class Step:
         return nullcontext() if cluster is None or self._mesh is self.contexts else cluster.waiting()
 
     def _bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> BoundBatch:
-        with self._together("with the inputs of") as told:
+        with self._together("taking inputs", "with the inputs of") as told:
             batch = self._values(args, kwargs)
             told.own = len(batch[self.cut.split[0]]) if self.cut.split else 0
         if self._dealing.by_ranks:
@@ -390,7 +390,7 @@ class Step:
         return count(examples, need, preparation.limit)
 
     def _largest_of_ranks(self, find: Callable[[], int]) -> int:
-        with self._together("while it looked for a number of shards for") as told:
+        with self._together("choosing shards", "while it looked for a number of shards for") as told:
             told.own = find()
         return max(told.everyone)
 
@@ -401,7 +401,7 @@ class Step:
             shapes = {v: value.shape for v, value in batch.items()}
             # A rank that then ran no program would leave the others' programs waiting for it.
             of_all = self._mesh is not self.contexts
-            with self._together("while it prepared", **_MEMORY) if of_all else nullcontext():
+            with self._together("compiling", "while it prepared", **_MEMORY) if of_all else nullcontext():
                 self._assembly.preparation.prepare(turns, shapes)
                 self._assembly.preparation.require_fit(turns, shapes)
             self._laps.end("compute")
@@ -487,7 +487,7 @@ class Step:
         self, turns: Sequence[Round], bad: list[SharedVariable], batch: Mapping[Variable, np.ndarray]
     ) -> NonFiniteError:
         shared = self._assembly.shared_values()
-        with self._together("while it looked for what is not finite in") as told:
+        with self._together("looking at what is not finite", "while it looked for what is not finite in") as told:
             results = (self._launch(turn, batch, shared) for turn in turns)
             told.own = non_finite_shards(self._dealing.own(turns), results)
         shards = sorted(number for of_rank in told.everyone for number in of_rank)

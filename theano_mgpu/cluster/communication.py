@@ -74,6 +74,7 @@ class Cluster:
         self._thread_level, self._is_main_thread = _one_thread_only()
         #: What this rank has sent to others so far.
         self.bytes_sent = 0
+        self._in_a_run = False
         # What ranks ask each other for at any time has messages of its own.
         self._questions, self._answers = communicator.Dup(), communicator.Dup()
         self._offered: list[_Offer] = []
@@ -86,12 +87,16 @@ class Cluster:
         """From here on this rank writes there where it is."""
         self._state = state
 
-    def at(self, step: int | None = None, phase: str | None = None, run: str | None = None) -> None:
+    def at(
+        self, step: int | None = None, phase: str | None = None, run: str | None = None, *, call: int | None = None
+    ) -> None:
         """Say where this rank is, for the sentence if it dies or hangs: which step, which phase of it ("computing").
 
-        ``run`` is the run's folder, once known. Two microseconds; what is not given stays as it was.
+        ``run`` is the run's folder, once known, and from then on its steps count; before, a step's ``call``. Two
+        microseconds; what is not given stays as it was.
         """
-        self._state.at(step, phase, run)
+        self._in_a_run = self._in_a_run or run is not None
+        self._state.at(call if step is None and not self._in_a_run else step, phase, run)
 
     def gathered(self, value: Any) -> list[Any]:
         """What each rank gives, any object that can be pickled, by rank, on all of them."""
