@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import theano_mgpu as tm
@@ -116,6 +117,31 @@ def test_a_run_that_is_killed_goes_on_on_other_ranks_to_the_same_bits(alone, tmp
     assert done.returncode == 0, done.stderr
     assert [of_rank["own checksum"] for of_rank in told(folder, count)] == [expected["checksum"]] * count
     assert lines(folder) == lines(whole)
+
+
+@pytest.mark.slow
+def test_a_hundred_kills_change_nothing(alone, tmp_path):
+    """Any rank, in any step: three times a run, each time gone on with by other ranks."""
+    whole, expected = alone
+    random = np.random.default_rng(0)
+    layouts = [(4, 1), (2, 2), (1, 4), (2, 1), (1, 2)]
+    killed = 0
+    for trial in range(34):
+        folder = tmp_path / f"run{trial}"
+        order = [layouts[i] for i in random.permutation(len(layouts))[:4]]
+        for count, devices in order[:-1]:
+            step = int(random.integers(4))  # counted from where it goes on: three times, and ten steps are not over
+            rank = int(random.integers(count))
+            done = ranks(count if count > 1 else None, devices, folder, **RUN, resume=True, at=[rank, step, "SIGKILL"])
+            assert done.returncode != 0, (trial, order, step)
+            killed += 1
+        count, devices = order[-1]
+        done = ranks(count if count > 1 else None, devices, folder, **RUN, resume=True)
+        assert done.returncode == 0, done.stderr
+        assert told(folder, count)[0]["checksum"] == expected["checksum"], (trial, order)
+        assert lines(folder) == lines(whole)
+        shutil.rmtree(folder)
+    assert killed == 102
 
 
 def test_what_one_rank_raises_ends_all(tmp_path):
