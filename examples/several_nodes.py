@@ -1,7 +1,7 @@
 """One script on several nodes: four ranks train, one is killed, two others go on, to the bits of one process.
 
-    python examples/several_nodes.py                           # all of that, on this machine: it starts mpirun itself
-    mpirun -n 2 -hosts a,b python examples/several_nodes.py RUN      # the training alone, as on a cluster
+    python examples/several_nodes.py                                      # all of it here: it starts mpirun itself
+    mpirun -n 2 -hosts a,b python examples/several_nodes.py RUN 100 2     # 100 steps by two ranks, as on a cluster
 
 ``train`` below is a script as for one machine. Each rank makes its own devices, reads its own part of each batch, and
 computes its share of the update; rank 0 keeps the run's folder. ``main`` trains three times: by one process of four
@@ -18,7 +18,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytensor.tensor as pt
@@ -29,16 +28,14 @@ import theano_mgpu as tm
 DEVICES = 4  # of all ranks together
 
 
-def train(run: str, steps: int) -> None:
-    """What every rank runs; alone, one process does."""
-    contexts = tm.contexts(f"cpu:{DEVICES // int(os.environ.get('RANKS', '1'))}")
-    print(f"rank {contexts.rank} of {len(contexts.ranks)} is process {os.getpid()}", flush=True)
-
+def train(run: str, steps: int, ranks: int, dies_at: int | None) -> None:
+    """What every rank runs; alone, one process does. On a cluster, each rank would ask for its own GPUs."""
+    contexts = tm.contexts(f"cpu:{DEVICES // ranks}")
     store = tm.ParameterStore(seed=0)
     images, labels = pt.tensor("images", shape=(None, 8, 8, 1), dtype="uint8"), pt.vector("labels", dtype="int32")
     rate = pt.scalar("rate", dtype="float32")
-    pixels = images.reshape((images.shape[0], 64)) / 16
-    hidden = tm.nn.relu(tm.layers.dense(store, "hidden", pixels.astype("float32"), units=256))
+    pixels = (images.reshape((images.shape[0], 64)) / 16).astype("float32")
+    hidden = tm.nn.relu(tm.layers.dense(store, "hidden", pixels, units=256))
     hidden = tm.layers.dropout(store, "dropout", hidden, 0.2, train=True)
     loss = tm.nn.softmax_cross_entropy(tm.layers.dense(store, "out", hidden, units=10), labels).mean()
     params = store.trainable()
@@ -50,33 +47,23 @@ def train(run: str, steps: int) -> None:
     digits = load_digits()
     examples = tm.data.Examples(digits.images[..., None].astype("uint8"), digits.target.astype("int32"))
     batches = tm.training.Batches(examples, batch_size=64, seed=0)
-    schedule = tm.schedules.warmup_cosine(0.1, total_steps=steps)
+    cosine = tm.schedules.warmup_cosine(0.1, total_steps=steps)
+
+    def schedule(number: int) -> float:
+        if number == dies_at and contexts.rank == ranks - 1:
+            os.kill(os.getpid(), signal.SIGKILL)  # as a machine without power does
+        return cosine(number)
+
     tm.training.fit(
-        step, batches, store=store, run=run, resume=True, learning_rate=schedule, max_steps=steps, checkpoint_every=20
+        step, batches, store=store, run=run, resume=True, learning_rate=schedule, max_steps=steps, checkpoint_every=10
     )
 
 
-def launch(run: Path, steps: int, ranks: int) -> subprocess.Popen[str]:
-    """This script again, as so many ranks."""
+def launch(run: Path, steps: int, ranks: int, dies_at: int | None = None) -> str:
+    """This script as so many ranks; what they said."""
     mpirun = [str(Path(sys.executable).with_name("mpirun")), "-n", str(ranks)] if ranks > 1 else []
-    return subprocess.Popen(
-        [*mpirun, sys.executable, __file__, str(run), str(steps)],
-        env=os.environ | {"RANKS": str(ranks)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def kill_last_rank(training: subprocess.Popen[str], run: Path, ranks: int) -> str:
-    """As soon as there is a checkpoint; what the ranks said."""
-    assert training.stdout is not None
-    said = [training.stdout.readline() for _ in range(ranks)]
-    (process,) = (int(found[1]) for line in said if (found := re.match(rf"rank {ranks - 1} .* process (\d+)", line)))
-    while not any(run.glob("checkpoints/step-*")):
-        time.sleep(0.1)
-    os.kill(process, signal.SIGKILL)
-    return training.communicate()[0]
+    command = [sys.executable, __file__, str(run), str(steps), str(ranks), *([str(dies_at)] if dies_at else [])]
+    return subprocess.run([*mpirun, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
 
 
 def checksum(run: Path) -> str:
@@ -84,22 +71,23 @@ def checksum(run: Path) -> str:
     return re.findall(r'"checksum": "(\w+)"', (run / "metrics.jsonl").read_text())[-1]
 
 
-def main(steps: int = 400) -> None:
+def main(steps: int = 100) -> None:
     with tempfile.TemporaryDirectory() as folder:
         alone, together = Path(folder, "alone"), Path(folder, "together")
-        print(launch(alone, steps, ranks=1).communicate()[0])
+        print(launch(alone, steps, ranks=1))
 
-        said = kill_last_rank(launch(together, steps, ranks=4), together, ranks=4)
+        said = launch(together, steps, ranks=4, dies_at=steps // 2)
         print(f"four ranks, of which one was killed:\n{said}")
         assert "rank 3" in said
 
-        print(f"two ranks go on:\n{launch(together, steps, ranks=2).communicate()[0]}")
+        print(f"two ranks go on:\n{launch(together, steps, ranks=2)}")
         print(f"one process {checksum(alone)[:16]}, four ranks and then two {checksum(together)[:16]}")
         assert checksum(alone) == checksum(together)
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        train(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 400)
+        given = [int(number) for number in sys.argv[2:]]
+        train(sys.argv[1], *given, *([None] if len(given) < 3 else []))
     else:
         main()

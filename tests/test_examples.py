@@ -22,8 +22,8 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 #: Seconds that a full-length run may take, in a process of its own on a busy machine.
 DEADLINE = 900
 
-#: Of ResNets, which take a quarter of a minute to compile.
-LONG = ("digits_resnet", "imagenet_resnet50")
+#: Of ResNets, which take a quarter of a minute to compile, and of three launches of mpirun.
+LONG = ("digits_resnet", "imagenet_resnet50", "several_nodes")
 #: Published recipes of 164 and 90 epochs: days with the data that they are for, and without it they show nothing more.
 DAYS = ("cifar_resnet", "imagenet_resnet50")
 #: What may stand on standard error: the lines that ``tm.training.fit`` prints where that is no terminal.
