@@ -56,11 +56,19 @@ class Context:
 
 @dataclass(frozen=True)
 class Rank:
-    """One of the processes that mpirun started: its number, its host's name, and its contexts' names."""
+    """One of the processes that mpirun started: its number, its host's name, and its contexts' names.
+
+    ``positions`` are those of its contexts among the process's devices.
+    """
 
     number: int
     host: str
     names: tuple[str, ...]
+    positions: tuple[int, ...]
+
+    def sliced(self, index: slice) -> Rank:
+        """The same rank with some of its contexts."""
+        return dataclasses.replace(self, names=self.names[index], positions=self.positions[index])
 
     def __str__(self) -> str:
         return f"rank {self.number} ({self.host})"
@@ -82,7 +90,8 @@ class Contexts(Sequence[Context]):
                     raise ValueError(f"contexts: the {what} {item} stands {seen.count(item)} times; give each once.")
         self._members = tuple(members)
         self.cluster = cluster
-        self.ranks = tuple(ranks) or (Rank(0, "localhost", tuple(context.name for context in members)),)
+        names, positions = tuple(context.name for context in members), tuple(range(len(members)))
+        self.ranks = tuple(ranks) or (Rank(0, "localhost", names, positions),)
 
     @overload
     def __getitem__(self, index: int) -> Context: ...
@@ -92,8 +101,7 @@ class Contexts(Sequence[Context]):
     def __getitem__(self, index: str) -> Context: ...
     def __getitem__(self, index: int | slice | str) -> Context | Contexts:
         if isinstance(index, slice):
-            ranks = [dataclasses.replace(rank, names=rank.names[index]) for rank in self.ranks]
-            return Contexts(self._members[index], ranks, self.cluster)
+            return Contexts(self._members[index], [rank.sliced(index) for rank in self.ranks], self.cluster)
         if isinstance(index, str):
             for context in self._members:
                 if context.name == index:
@@ -175,12 +183,11 @@ def _everywhere(own: Contexts) -> Contexts:
     """In the order of the ranks. JAX numbers a process's devices in their order."""
     devices = jax.devices(own[0].platform)
     of_ranks = [[device for device in devices if device.process_index == rank.number] for rank in own.ranks]
-    positions = [of_ranks[own.rank].index(context.device) for context in own]
     return Contexts(
         [
             Context(f"{name} of rank {rank.number}", of_rank[position], own[0].limit)
             for rank, of_rank in zip(own.ranks, of_ranks, strict=True)
-            for name, position in zip(rank.names, positions, strict=True)
+            for name, position in zip(rank.names, rank.positions, strict=True)
         ]
     )
 
@@ -217,7 +224,9 @@ def contexts(spec: str | None = None, memory: int | str | None = None) -> Contex
 
 def _among_ranks(own: Sequence[Context], others: Cluster) -> Contexts:
     """With what each rank has. Raises ValueError where two have the same GPU, or another kind of device."""
-    rank = Rank(others.rank, others.host, tuple(context.name for context in own))
+    there = jax.local_devices(backend=own[0].platform)
+    positions = tuple(there.index(context.device) for context in own)
+    rank = Rank(others.rank, others.host, tuple(context.name for context in own), positions)
     everyone = others.gathered((rank, own[0].platform, [place_of(context.device) for context in own]))
     require_one_place_each([(rank.host, platform, places) for rank, platform, places in everyone])
     return Contexts(own, [rank for rank, _, _ in everyone], others)
