@@ -57,10 +57,14 @@ def batches(examples: int, count: int = 3) -> list[tuple[np.ndarray, np.ndarray]
     ]
 
 
-@pytest.mark.parametrize("split_over", ["devices", "ranks"])
 @pytest.mark.parametrize(
-    ("rule", "examples"),
-    [(tm.updates.momentum, 48), (tm.updates.adam, 45), (tm.updates.lamb, 22), (clipped, 3)],
+    ("rule", "examples", "split_over"),
+    [
+        (tm.updates.momentum, 48, "devices"),
+        (tm.updates.adam, 45, "ranks"),
+        (tm.updates.lamb, 22, "devices"),
+        (clipped, 3, "ranks"),
+    ],
     ids=["momentum", "adam", "lamb", "clipped"],
 )
 def test_all_ranks_have_the_bits_of_one_device(everyone, rule, examples, split_over):
