@@ -23,8 +23,9 @@ __all__ = ["Cluster", "Told", "together"]
 
 # One message of a small object; a longer one takes a second.
 _SMALL = 512
-# Seconds since the last message in which a rank looks again at once; then it leaves its core to who computes.
-_EAGER = 0.005
+# Seconds since the last message in which a rank looks again at once; then it leaves its core to who computes. With more
+# ranks on a host than cores, who waits is in the way of who computes.
+_EAGER, _EAGER_WITHOUT_OWN_CORE = 0.005, 0.0001
 _NAP = 0.0001
 # A note on an error that the other ranks know of.
 _TOLD = "the other ranks were told."
@@ -81,6 +82,10 @@ class Cluster:
         self._asked: list[tuple[int, int, int]] = []  # by whom, of which offer, since which turn
         self._answering: list[Any] = []
         self._status: Any = status
+        self._eager = _EAGER
+        neighbours = self.gathered(self.host).count(self.host)
+        if neighbours > (os.cpu_count() or 1):
+            self._eager = _EAGER_WITHOUT_OWN_CORE
         atexit.register(self._serve_until_all_end)
 
     def watched(self, state: State) -> None:
@@ -208,7 +213,7 @@ class Cluster:
                         self._state.waits(waits := False)
                     continue
                 self._serve()
-                if time.perf_counter() - since > _EAGER:
+                if time.perf_counter() - since > self._eager:
                     if not waits:
                         self._state.waits(waits := True)
                     time.sleep(_NAP)
