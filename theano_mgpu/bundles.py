@@ -20,7 +20,7 @@ from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.type import TensorType
 
 from theano_mgpu.cut import Cut, Program, program
-from theano_mgpu.vectors import Slot, Vector, slots_of
+from theano_mgpu.vectors import Slot, Vector, grouped, slots_of
 
 __all__ = ["Bundle", "Bundled", "bundled"]
 
@@ -262,13 +262,8 @@ def _for_vectors(expressions: Iterable[Variable], family: _Family) -> tuple[list
 
 def _groups(families: Sequence[_Family], shapes: Shapes) -> list[list[_Family]]:
     """Families side by side in one vector each."""
-    groups: list[list[_Family]] = []
-    held = _LARGEST_VECTOR
-    for family in families:
-        size = max(int(np.prod(shapes[family.updated[0]])) * np.dtype(v.type.dtype).itemsize for v in family.roles)
-        if held + size > _LARGEST_VECTOR:
-            groups.append([])
-            held = 0
-        groups[-1].append(family)
-        held += size
-    return groups
+
+    def size(family: _Family) -> int:
+        return max(int(np.prod(shapes[family.updated[0]])) * np.dtype(v.type.dtype).itemsize for v in family.roles)
+
+    return grouped(families, size, _LARGEST_VECTOR)

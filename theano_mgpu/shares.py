@@ -23,7 +23,7 @@ from theano_mgpu.commit import NewValue, addresses_of, new_values, non_finite
 from theano_mgpu.devices import Contexts
 from theano_mgpu.finite import are_finite, is_finite
 from theano_mgpu.gather.host import rows_like, rows_on_host
-from theano_mgpu.gather.ranks import SMALL, Memory, RankGather, pieces, spread
+from theano_mgpu.gather.ranks import SMALL, Memory, RankGather, length, pieces, spread
 from theano_mgpu.lending import are_lendable
 from theano_mgpu.mirror import as_numpy, on_each, placed
 from theano_mgpu.vectors import Slot, Vector, variables_of
@@ -132,7 +132,7 @@ class Shares(Alone):
     def own_like(self, slots: Sequence[Slot], like: Sequence[jax.ShapeDtypeStruct]) -> list[jax.ShapeDtypeStruct]:
         """The shapes of ``own``."""
         return [
-            jax.ShapeDtypeStruct((_length(self._place(slot)),), value.dtype) if slot in self._vectors else value
+            jax.ShapeDtypeStruct((length(self._place(slot)),), value.dtype) if slot in self._vectors else value
             for slot, value in zip(slots, like, strict=True)
         ]
 
@@ -218,7 +218,3 @@ class Shares(Alone):
 def _can_be_shared(row: Sequence[Vector], whole: set[Any]) -> bool:
     """Nothing but the elementwise rule reads the vectors, and there is enough of them."""
     return all(vector.size * np.dtype(vector.dtype).itemsize >= SMALL and whole.isdisjoint(vector) for vector in row)
-
-
-def _length(where: slice) -> int:
-    return where.stop - where.start

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from pytensor.graph.basic import Variable
 
-__all__ = ["ALIGNMENT", "Slot", "Values", "Vector", "joined", "parts_of", "slots_of", "variables_of"]
+__all__ = ["ALIGNMENT", "Slot", "Values", "Vector", "grouped", "joined", "parts_of", "slots_of", "variables_of"]
 
 ALIGNMENT = 64  # bytes: XLA takes over memory that begins at a multiple of it, and copies any other
 
@@ -60,6 +60,8 @@ class Vector:
         return piece[max(where.start - start, 0) : max(where.stop - start, 0)]
 
 
+T = TypeVar("T")
+
 # What travels as one array.
 Slot: TypeAlias = Vector | Variable
 
@@ -83,6 +85,19 @@ def slots_of(variables: Sequence[Variable], vectors: Sequence[Vector]) -> list[S
 def joined(slots: Sequence[Slot], values: Mapping[Variable, Any], xp: Any = np) -> list[Any]:
     """An array a slot."""
     return [slot.join(values, xp) if isinstance(slot, Vector) else values[slot] for slot in slots]
+
+
+def grouped(items: Iterable[T], size: Callable[[T], int], most: int) -> list[list[T]]:
+    """Neighbours in groups of at most ``most`` together; one that is larger by itself is a group of its own."""
+    groups: list[list[T]] = []
+    held = most
+    for item in items:
+        if held + size(item) > most:
+            groups.append([])
+            held = 0
+        groups[-1].append(item)
+        held += size(item)
+    return groups
 
 
 class Values(Mapping[Variable, Any]):

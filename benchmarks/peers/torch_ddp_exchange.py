@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import statistics
 import time
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch_network import resnet50
+from torch_network import free_port, resnet50
 
 
 class Sum(torch.nn.Module):
@@ -66,12 +65,6 @@ def worker(rank: int, arguments: argparse.Namespace) -> None:
         line = {"benchmark": "peer_ddp_exchange", "seconds": statistics.median(seconds[2:]), "parameters": numbers}
         print(json.dumps({**line, "torch": torch.__version__}), flush=True)
     dist.destroy_process_group()
-
-
-def free_port() -> int:
-    with socket.socket() as made:
-        made.bind(("127.0.0.1", 0))
-        return int(made.getsockname()[1])
 
 
 if __name__ == "__main__":

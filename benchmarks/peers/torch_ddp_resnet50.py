@@ -11,13 +11,12 @@ import argparse
 import json
 import os
 import resource
-import socket
 import time
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch_network import Training, resnet50
+from torch_network import Training, free_port, resnet50
 
 
 def worker(rank: int, arguments: argparse.Namespace) -> None:
@@ -51,12 +50,6 @@ def worker(rank: int, arguments: argparse.Namespace) -> None:
         line = {"benchmark": "peer_ddp", **vars(arguments), **figures, "torch": torch.__version__}
         print(json.dumps(line), flush=True)
     dist.destroy_process_group()
-
-
-def free_port() -> int:
-    with socket.socket() as made:
-        made.bind(("127.0.0.1", 0))
-        return int(made.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""ResNet-50 in plain PyTorch, as torchvision builds it, for the two PyTorch peers. Needs only torch."""
+"""ResNet-50 in plain PyTorch, as torchvision builds it, for the PyTorch peers. Needs only torch."""
 
 from __future__ import annotations
+
+import socket
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["Training", "resnet50"]
+__all__ = ["Training", "free_port", "resnet50"]
 
 
 class Bottleneck(nn.Module):
@@ -55,3 +57,10 @@ class Training:
         self._optimizer.step()
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+
+
+def free_port() -> int:
+    """Where processes can meet."""
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        return int(made.getsockname()[1])

@@ -10,7 +10,7 @@ from pytensor.compile.sharedvalue import SharedVariable
 
 from theano_mgpu.cluster import Cluster
 from theano_mgpu.first_values import take_over_from_first
-from theano_mgpu.gather.ranks import pieces
+from theano_mgpu.gather.ranks import others, pieces
 from theano_mgpu.gather.tree import tree_sum
 
 __all__ = ["Combine", "Ranks", "mean"]
@@ -64,8 +64,7 @@ class Ranks:
         out to the others: in all 2 (ranks - 1) / ranks of the vector's bytes.
         """
         result = np.empty_like(vector)
-        # Each rank begins with another one, so that not all send to one at once.
-        others = [(self.rank + i) % self.size for i in range(1, self.size)]
+        peers = others(self.rank, self.size)
         where = pieces(len(vector), vector.dtype, self.size)
         parts = [list(_parts(piece, vector.itemsize)) for piece in where]
 
@@ -74,13 +73,13 @@ class Ranks:
         incoming = np.empty((self.size, mine.stop - mine.start), vector.dtype)
         incoming[self.rank] = vector[mine]
         here = [slice(part.start - mine.start, part.stop - mine.start) for part in parts[self.rank]]
-        arriving = [[self.receive(incoming[rank, part], rank) for rank in others] for part in here]
-        results = [self.receive(result[part], rank) for rank in others for part in parts[rank]]
-        leaving = [self.send(vector[part], rank) for rank in others for part in parts[rank]]
+        arriving = [[self.receive(incoming[rank, part], rank) for rank in peers] for part in here]
+        results = [self.receive(result[part], rank) for rank in peers for part in parts[rank]]
+        leaving = [self.send(vector[part], rank) for rank in peers for part in parts[rank]]
         for part, place, requests in zip(parts[self.rank], here, arriving, strict=True):
             self.wait(requests)
             result[part] = combine(list(incoming[:, place]), part)
-            leaving += [self.send(result[part], rank) for rank in others]
+            leaving += [self.send(result[part], rank) for rank in peers]
         self.wait([*results, *leaving])
         return result
 

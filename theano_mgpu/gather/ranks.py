@@ -8,8 +8,9 @@ in the fixed tree.
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,9 +22,9 @@ from theano_mgpu.gather.combination import combination
 from theano_mgpu.gather.host import rows_on_host
 from theano_mgpu.gather.tree import tree_sum
 from theano_mgpu.mirror import on_host, to_devices
-from theano_mgpu.vectors import ALIGNMENT
+from theano_mgpu.vectors import ALIGNMENT, grouped
 
-__all__ = ["Memory", "RankGather", "pieces", "spread"]
+__all__ = ["Memory", "RankGather", "length", "others", "pieces", "spread"]
 
 # Arrays of fewer bytes all ranks send whole, in one message: pieces would be many small ones.
 SMALL = 2**14
@@ -51,7 +52,7 @@ class RankGather:
         if not rows or len(rows[0]) == 1:
             return rows
         summed: list[list[Any]] = []
-        for bucket in _buckets(values):
+        for bucket in grouped(range(len(values)), lambda i: values[i].nbytes // max(len(values[i]), 1), _BUCKET):
             kinds = tuple(self._kinds[i] for i in bucket)
             with to_devices():
                 summed += [[total] for total in _tree_sums(kinds)([rows[i] for i in bucket])]
@@ -89,7 +90,7 @@ class RankGather:
             shape, count = value.shape[1:], self._cluster.size
             size = int(np.prod(shape, dtype=np.int64))
             if in_pieces:
-                shape = (_length(pieces(size, value.dtype, count)[self._cluster.rank]),)
+                shape = (length(pieces(size, value.dtype, count)[self._cluster.rank]),)
             elif size * value.dtype.itemsize >= SMALL:
                 count = 1
             like.append([jax.ShapeDtypeStruct((1, *shape), value.dtype)] * count)
@@ -100,11 +101,11 @@ class RankGather:
         where = pieces(array.size, array.dtype, self._cluster.size)
         own = array[where[self._cluster.rank]]
         terms, requests = [own] * self._cluster.size, []
-        for rank in others(self._cluster):
+        for rank in others(self._cluster.rank, self._cluster.size):
             if own.size:
                 terms[rank] = self._term(number, rank, own)
                 requests.append(self._cluster.receive(terms[rank], rank, number))
-            if _length(where[rank]):
+            if length(where[rank]):
                 requests.append(self._cluster.send(array[where[rank]], rank, number))
         return terms, requests
 
@@ -178,8 +179,8 @@ def spread(cluster: Cluster, sizes: Sequence[int], own: Sequence[Any], memory: M
         whole = memory.vector(size, piece.dtype)
         where = pieces(size, piece.dtype, cluster.size)
         whole[where[cluster.rank]] = piece
-        for rank in others(cluster):
-            if _length(where[rank]):
+        for rank in others(cluster.rank, cluster.size):
+            if length(where[rank]):
                 requests.append(cluster.receive(whole[where[rank]], rank, number))
             if piece.size:
                 requests.append(cluster.send(piece, rank, number))
@@ -188,9 +189,9 @@ def spread(cluster: Cluster, sizes: Sequence[int], own: Sequence[Any], memory: M
     return wholes
 
 
-def others(cluster: Cluster) -> Iterable[int]:
+def others(rank: int, size: int) -> list[int]:
     """Every rank another one first, so that not all send to one at once."""
-    return ((cluster.rank + i) % cluster.size for i in range(1, cluster.size))
+    return [(rank + i) % size for i in range(1, size)]
 
 
 def pieces(size: int, dtype: Any, ranks: int) -> list[slice]:
@@ -203,36 +204,18 @@ def pieces(size: int, dtype: Any, ranks: int) -> list[slice]:
     return [slice(min(rank * length, size), min((rank + 1) * length, size)) for rank in range(ranks)]
 
 
-def _length(where: slice) -> int:
+def length(where: slice) -> int:
     return where.stop - where.start
 
 
-def _buckets(values: Sequence[jax.Array]) -> list[list[int]]:
-    """Neighbours, by their numbers."""
-    buckets: list[list[int]] = []
-    held = _BUCKET
-    for number, value in enumerate(values):
-        size = value.nbytes // max(len(value), 1)
-        if held + size > _BUCKET:
-            buckets.append([])
-            held = 0
-        buckets[-1].append(number)
-        held += size
-    return buckets
-
-
-_PROGRAMS: dict[tuple[str, ...], Any] = {}
-
-
+@functools.cache
 def _tree_sums(kinds: tuple[str, ...]) -> Any:
     """The program that combines rows in the fixed tree, on the host."""
-    if kinds not in _PROGRAMS:
 
-        def sums(rows: list[list[jax.Array]]) -> list[jax.Array]:
-            return [
-                tree_sum([jnp.asarray(row) for row in of_one], combination(kind).combine)
-                for kind, of_one in zip(kinds, rows, strict=True)
-            ]
+    def sums(rows: list[list[jax.Array]]) -> list[jax.Array]:
+        return [
+            tree_sum([jnp.asarray(row) for row in of_one], combination(kind).combine)
+            for kind, of_one in zip(kinds, rows, strict=True)
+        ]
 
-        _PROGRAMS[kinds] = jax.jit(sums, out_shardings=on_host())
-    return _PROGRAMS[kinds]
+    return jax.jit(sums, out_shardings=on_host())
