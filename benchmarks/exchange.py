@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytensor.tensor as pt
+from all_parameters import step_of_all_parameters
 from machine import print_line
 
 import theano_mgpu as tm
@@ -32,14 +32,7 @@ def measure(depth: int, steps: int) -> None:
     contexts = tm.contexts("cpu:1")
     cluster = contexts.cluster
     assert cluster is not None, "run by mpirun"
-    store = tm.ParameterStore(seed=0)
-    images = pt.tensor("images", shape=(None, 32, 32, 3), dtype="float32")
-    tm.models.resnet(store, images, depth=depth, num_classes=1000, train=False)
-    params = store.trainable()
-    scale = pt.vector("scale", dtype="float32")
-    loss = sum((param * scale.mean()).sum() for param in params)
-    updates = tm.updates.momentum(tm.grad(loss, params), params, learning_rate=1e-6, momentum=0.9)
-    step = tm.function([scale], updates=updates, contexts=contexts)
+    step, params = step_of_all_parameters(contexts, depth)
     batch = np.ones(sum(contexts.counts), "float32")
     seconds, sent = [], []
     for _ in range(steps + 2):

@@ -17,27 +17,17 @@ from itertools import pairwise
 
 import jax
 import numpy as np
-import pytensor.tensor as pt
+from all_parameters import step_of_all_parameters
 from machine import print_line
 
 import theano_mgpu as tm
-from theano_mgpu.step import Step
 
 
 class Gather:
     """The host's half of a step; the devices' half, a trivial loss of all parameters, runs once."""
 
     def __init__(self, contexts: tm.Contexts, depth: int, nonfinite: str) -> None:
-        store = tm.ParameterStore(seed=0)
-        images = pt.tensor("images", shape=(None, 32, 32, 3), dtype="float32")
-        tm.models.resnet(store, images, depth=depth, num_classes=1000, train=False)
-        params = store.trainable()
-        scale = pt.vector("scale", dtype="float32")
-        loss = sum((param * scale.mean()).sum() for param in params)
-        updates = tm.updates.momentum(tm.grad(loss, params), params, learning_rate=1e-6, momentum=0.9)
-        self.step: Step = tm.function(
-            [scale], tm.average(loss), updates=updates, contexts=contexts, nonfinite=nonfinite
-        )
+        self.step, params = step_of_all_parameters(contexts, depth, nonfinite=nonfinite)
         self.parameters = sum(param.get_value(borrow=True).size for param in params)
         self.bytes = 4 * self.parameters * (len(contexts) + 4)
         self._batch = self.step._values([np.ones(len(contexts), "float32")], {})
