@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from theano_mgpu.host_memory import map_in_huge_pages
+from theano_mgpu.host_memory import hold_in_huge_pages, map_in_huge_pages
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux reports of a process")
@@ -58,6 +58,24 @@ def test_settings_of_the_users_own_are_left_alone():
 
 
 @with_huge_pages
+def test_memory_in_use_is_moved_into_huge_pages():
+    size = 64 * 2**20
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as block:
+        view = np.frombuffer(block, np.uint8)
+        np.frombuffer(block, np.uint8)[:] = np.arange(size) % 251
+        address = view.ctypes.data
+        assert in_huge_pages(address) == 0
+        hold_in_huge_pages([(address, 2**20 - 1)])  # small
+        assert in_huge_pages(address) == 0
+        hold_in_huge_pages([(address, size // 2), (address + size // 2, size // 2)])
+        if in_huge_pages(address) == 0:
+            pytest.skip("this kernel moves no memory into huge pages at once")
+        assert in_huge_pages(address) >= size - 2 * 2**21
+        assert (view == np.arange(size) % 251).all()
+        del view
+
+
+@with_huge_pages
 def test_a_block_that_was_just_mapped_comes_in_huge_pages():
     size = 64 * 2**20
     with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as block:
@@ -69,13 +87,22 @@ def test_a_block_that_was_just_mapped_comes_in_huge_pages():
 
 
 def flags_at(address: int) -> list[str]:
-    """The kernel's flags of the mapping that an address lies in (proc(5), smaps)."""
+    return of_mapping(address, "VmFlags:")
+
+
+def in_huge_pages(address: int) -> int:
+    """Bytes."""
+    return 1024 * int(of_mapping(address, "AnonHugePages:")[0])
+
+
+def of_mapping(address: int, line: str) -> list[str]:
+    """What the kernel says in a line of the mapping that an address lies in (proc(5), smaps)."""
     inside = False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        first, *rest = line.split()
+    for text in Path("/proc/self/smaps").read_text().splitlines():
+        first, *rest = text.split()
         if "-" in first and not first.endswith(":"):
             begin, end = (int(bound, 16) for bound in first.split("-"))
             inside = begin <= address < end
-        elif inside and first == "VmFlags:":
+        elif inside and first == line:
             return rest
     raise AssertionError(f"no mapping at {address:#x}")

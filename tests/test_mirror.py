@@ -69,6 +69,18 @@ def test_every_kind_of_write_is_seen(eight, weight, devices):
             np.testing.assert_array_equal(value, weight.get_value())
 
 
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_program_on_the_host_is_given_the_values_themselves(eight, weight, devices):
+    mirrors = Mirrors(on_every(eight[:devices]))
+    for _ in range(2):
+        (given,) = mirrors.arguments([weight])
+        assert isinstance(given, np.ndarray if devices == 1 else jax.Array)
+        np.testing.assert_array_equal(given, weight.get_value())
+        weight.set_value(np.full(64, 2, "float32"))
+    if devices == 1:
+        assert mirrors.arguments([weight])[0] is read(weight)
+
+
 def test_committed_results_need_no_copy(eight, weight):
     mirrors = Mirrors(on_host())
     array = on_cpu(np.full(64, 9, "float32"))

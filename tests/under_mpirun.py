@@ -11,7 +11,10 @@ A test that starts programs of its own gives them ``without_launcher(os.environ)
 from __future__ import annotations
 
 import faulthandler
+import functools
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any, NoReturn, TextIO
@@ -31,6 +34,9 @@ GRACE = float(os.environ.get("RANKS_GRACE", 30))
 def pytest_configure(config: pytest.Config) -> None:
     if ranks_launched() > 1 and not config.pluginmanager.has_plugin("under_mpirun.Ranks"):
         config.pluginmanager.register(Ranks(config), "under_mpirun.Ranks")
+        # Who clears away older tests' folders must be alone.
+        folder = os.environ["PYTEST_DEBUG_TEMPROOT"] = tempfile.mkdtemp()
+        config.add_cleanup(functools.partial(shutil.rmtree, folder, ignore_errors=True))
 
 
 def pytest_ignore_collect(collection_path: Any) -> bool | None:

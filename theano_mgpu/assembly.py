@@ -56,14 +56,24 @@ class Assembly:
         scale = None if loss_scale is None else lambda: loss_scale.value
         self.program = DeviceProgram(cut, device_part, self.bundled, self.mirrored, mesh, scale)
         placement = self.update_mirrors.placement
-        self.update = UpdateProgram(self.bundled, placement, mesh if on_device else None, looks=looks and self.lends)
         self.shares: Alone
         if contexts.cluster is None or on_device:
             self.shares = Alone(self.bundled, mesh, on_device=on_device, lending=self.lends)
         else:
             self.shares = Shares(contexts.cluster, self.bundled, contexts, placement, read=cut.device.shared)
+        self.update = UpdateProgram(
+            self.bundled, placement, mesh if on_device else None, self.shares.starts, looks=looks and self.lends
+        )
         self.preparation = Preparation(
-            cut, self.program, self.update, self.mirrored, placement, mesh, contexts, self.shares, on_device=on_device
+            cut,
+            self.program,
+            self.update,
+            self.mirrored,
+            (self.mirrors, self.update_mirrors),
+            mesh,
+            contexts,
+            self.shares,
+            on_device=on_device,
         )
 
     @property
@@ -88,7 +98,8 @@ class Assembly:
         """The update program on what was gathered."""
         whole = placed([batch[v] for v in self.update.whole], self.update_mirrors.placement)
         shared = self.bundled.shared
-        return self.update(rows, whole, self.shares.own(shared, current(shared, self.update_mirrors)))
+        own = self.shares.own(shared, current(shared, self.update_mirrors))
+        return self.update(rows, whole, own, self.shares.memory())
 
     def gradients(self, rows: list[list[Any]]) -> list[list[Any]]:
         """Of the gather's results those that ``tm.grad`` asked for."""

@@ -209,6 +209,8 @@ def contexts(spec: str | None = None, memory: int | str | None = None) -> Contex
     ``memory``, and RuntimeError for more simulated devices than were made when JAX started: their number is fixed then.
     """
     limit = None if memory is None else _bytes(memory)
+    if "cpu" in str(spec):
+        give_back_large_blocks()  # before there are other threads, which would have heaps of their own
     others = cluster()
     if others:
         start_jax(
@@ -334,7 +336,6 @@ def _gpu_hint() -> str:
 
 def _make_cpu_devices(count: int) -> None:
     """See to it that there are ``count`` simulated devices; JAX fixes their number when its first device is made."""
-    give_back_large_blocks()
     with_room = None
     try:
         if count > int(jax.config.jax_num_cpu_devices):

@@ -7,17 +7,20 @@ import ctypes
 import functools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-__all__ = ["give_back_large_blocks", "host_memory", "map_in_huge_pages"]
+__all__ = ["give_back_large_blocks", "hold_in_huge_pages", "host_memory", "map_in_huge_pages"]
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _MAPPINGS = Path("/proc/self/maps")
 _GROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
-_MADV_HUGEPAGE = 14  # asm-generic/mman-common.h
+_MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # asm-generic/mman-common.h
+_HUGE_PAGE = 2**21
+_in_huge_pages: set[int] = set()  # addresses that have been asked for
+_FEW = 8  # new ones among so many
 
 _LOOKS, _SECONDS_BETWEEN_LOOKS = 5, 0.002
 
@@ -73,6 +76,41 @@ def _anonymous_mappings() -> Iterator[tuple[int, int]]:
         if permissions == "rw-p" and inode_and_path == ["0"]:
             begin, end = (int(address, 16) for address in addresses.split("-"))
             yield begin, end - begin
+
+
+def hold_in_huge_pages(blocks: Iterable[tuple[int, int]]) -> None:
+    """Move memory that is used again and again, addresses and sizes, into huge pages: at once, and each page once only.
+
+    A process on the same host copies it in half the time then: the kernel has to hold on to every page that another
+    process reads, one by one. Small blocks, and a few pages that are new among many, are not worth the call: of some
+    milliseconds, and one for each page. Takes Linux 6.1.
+    """
+    pages = {
+        page
+        for address, size in blocks
+        if size >= _HUGE_PAGE // 2
+        for page in range(address // _HUGE_PAGE * _HUGE_PAGE, address + size, _HUGE_PAGE)
+    }
+    new = sorted(pages - _in_huge_pages)
+    if _FEW * len(new) < len(pages) or not _huge_pages_on_request():
+        return
+    _in_huge_pages.update(new)
+    for begin, extent in _joined(new):
+        # An error where some of it is not there, which is left as it is.
+        for advice in (_MADV_HUGEPAGE, _MADV_COLLAPSE):
+            _c_library().madvise(ctypes.c_void_p(begin), ctypes.c_size_t(extent), advice)
+
+
+def _joined(pages: Iterable[int]) -> list[tuple[int, int]]:
+    """Neighbours together, each with its size."""
+    joined: list[tuple[int, int]] = []
+    for page in pages:
+        begin, extent = joined[-1] if joined else (page, 0)
+        if begin + extent == page:
+            joined[-1:] = [(begin, extent + _HUGE_PAGE)]
+        else:
+            joined.append((page, _HUGE_PAGE))
+    return joined
 
 
 @functools.cache

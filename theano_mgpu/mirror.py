@@ -120,6 +120,23 @@ class Mirrors:
                 self.keep(slot, [value], value, arrays[slot])
         return [arrays[slot] if slot in arrays else self._kept[slot].array for slot in slots]
 
+    @property
+    def takes_numpy(self) -> bool:
+        """Whether programs are given numpy's arrays: the host's device takes over their memory in 5 us, not in 30."""
+        return self.placement.device_set == {host_device()}
+
+    def arguments(self, slots: Sequence[Slot]) -> list[Any]:
+        """The variables' current values for a program; random generators as keys."""
+        if not self.takes_numpy:
+            return self.arrays(slots)
+        return [self._in_numpy(slot) for slot in slots]
+
+    def _in_numpy(self, slot: Slot) -> np.ndarray:
+        if (loan := self._lent(slot)) is not None:
+            return np.asarray(loan.array)
+        mirror = self._current(slot)
+        return value_of(slot) if mirror is None else mirror.whole
+
     def keep(self, slot: Slot, parts: Sequence[np.ndarray], whole: np.ndarray, array: jax.Array) -> None:
         """The variables of ``slot`` hold ``parts`` of ``whole``, and the devices ``array``."""
         is_same = _is_same_memory(array, whole)

@@ -86,7 +86,7 @@ def current(slots: Sequence[Slot], mirrors: Mirrors, contexts: Contexts | None =
         for slot in slots
         if isinstance(slot, ResidentData)
     }
-    others = iter(mirrors.arrays([slot for slot in slots if slot not in resident]))
+    others = iter(mirrors.arguments([slot for slot in slots if slot not in resident]))
     return [resident[slot] if slot in resident else next(others) for slot in slots]
 
 

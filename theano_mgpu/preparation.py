@@ -21,7 +21,7 @@ from theano_mgpu.errors import DeviceMemoryError
 from theano_mgpu.host_memory import host_memory
 from theano_mgpu.launch import AHEAD, rounds_at_a_time
 from theano_mgpu.lending import peek
-from theano_mgpu.mirror import on_every
+from theano_mgpu.mirror import Mirrors, on_every
 from theano_mgpu.pieces import bytes_on_each, pieces_like
 from theano_mgpu.plan import DeviceMemory, HostMemory, Plan, held_gradients
 from theano_mgpu.programs import DeviceProgram, ProgramMemory, UpdateProgram
@@ -55,7 +55,7 @@ class Preparation:
         device: DeviceProgram,
         update: UpdateProgram,
         mirrored: Sequence[Slot],
-        update_placement: Sharding,
+        mirrors: tuple[Mirrors, Mirrors],
         contexts: Contexts,
         own: Contexts,
         shares: Alone,
@@ -66,7 +66,7 @@ class Preparation:
         self._device = device
         self._update = update
         self._mirrored = mirrored
-        self._update_placement = update_placement
+        self._mirrors, self._update_mirrors = mirrors
         self._contexts = contexts
         self._own = own  # of the contexts those of this process
         self._shares = shares
@@ -192,19 +192,26 @@ class Preparation:
             for v in self._cut.device.inputs
         ]
         return inputs, [
-            pieces_like(slot, self._contexts) if isinstance(slot, ResidentData) else _shared_like(slot, on_all)
+            pieces_like(slot, self._contexts)
+            if isinstance(slot, ResidentData)
+            else _shared_like(slot, _sharding_in(self._mirrors))
             for slot in self._mirrored
         ]
 
-    def _update_like(self, shapes: Shapes) -> tuple[list[Any], list[Any], list[Any]]:
-        placement, rows = self._update_placement, self._shares.rows_like(self._device.values_like)
-        whole = [_like(shapes[v], v, placement) for v in self._update.whole]
-        shared = [_shared_like(slot, placement) for slot in self._update.shared]
-        return rows, whole, self._shares.own_like(self._update.shared, shared)
+    def _update_like(self, shapes: Shapes) -> tuple[list[Any], ...]:
+        rows = self._shares.rows_like(self._device.values_like)
+        whole = [_like(shapes[v], v, self._update_mirrors.placement) for v in self._update.whole]
+        shared = [_shared_like(slot, _sharding_in(self._update_mirrors)) for slot in self._update.shared]
+        own = self._shares.own_like(self._update.shared, shared)
+        return rows, whole, own, self._shares.memory_like()
 
 
 def _like(shape: tuple[int, ...], variable: Variable, placement: Sharding | None) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, np.dtype(variable.type.dtype), sharding=placement)
+
+
+def _sharding_in(mirrors: Mirrors) -> Sharding | None:
+    return None if mirrors.takes_numpy else mirrors.placement
 
 
 def _shared_like(slot: Slot, placement: Sharding | None = None) -> jax.ShapeDtypeStruct:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import PartitionSpec
 from pytensor.graph.basic import Apply, Variable
 from pytensor.tensor.random.type import RandomType
@@ -249,14 +250,24 @@ class Updated:
 class UpdateProgram:
     """The part above the cut: combines the devices' sums in the fixed tree and applies the update rule.
 
-    With ``between`` contexts they are combined between those, else they are rows, all in one place.
+    With ``between`` contexts they are combined between those, else they are rows, all in one place. New values that
+    begin at ``starts`` of a whole array are written into one that is given to the call, and donated.
     """
 
-    def __init__(self, bundled: Bundled, placement: Any, between: Contexts | None, *, looks: bool) -> None:
+    def __init__(
+        self,
+        bundled: Bundled,
+        placement: Any,
+        between: Contexts | None,
+        starts: Mapping[Slot, int],
+        *,
+        looks: bool,
+    ) -> None:
         self._bundled = bundled
         self._looks = looks  # whether new values are finite
         self._kinds = bundled.kinds
         self._between = between
+        self._starts = starts
         self._rest = lower(bundled.rest)
         self._rules = [lower(bundle.rule) for bundle in bundled.bundles]
         self.checks: list[Check] = []
@@ -267,23 +278,30 @@ class UpdateProgram:
         self._outputs = len(bundled.rest.outputs) - len(self._scalars) - len(bundled.single)
         self._constants = _constants_of(self._rest, placement)
         options = update_program_options(between.platform) if between else None
-        self._run = jax.jit(self._update, out_shardings=placement, compiler_options=options)
+        self._run = jax.jit(self._update, out_shardings=placement, compiler_options=options, donate_argnums=4)
 
-    def __call__(self, rows: Sequence[Sequence[Any]], whole: Sequence[Any], shared: Sequence[Any]) -> Updated:
+    def __call__(
+        self, rows: Sequence[Sequence[Any]], whole: Sequence[Any], shared: Sequence[Any], into: Sequence[jax.Array]
+    ) -> Updated:
         # Shards' rows are numpy views: the call takes them over in 5 us each, device_put in 45.
         with to_devices():
-            updated = Updated(*self._run(list(rows), list(whole), list(shared), self._constants))
+            updated = Updated(*self._run(list(rows), list(whole), list(shared), self._constants, list(into)))
         for slot, value in zip(self._bundled.updated, updated.new_values, strict=True):
             if not isinstance(slot, Vector):
                 require_same_shape(slot, value.shape)
         return updated
 
-    def compile(self, rows: Sequence[Sequence[Any]], whole: Sequence[Any], shared: Sequence[Any]) -> ProgramMemory:
+    def compile(
+        self, rows: Sequence[Sequence[Any]], whole: Sequence[Any], shared: Sequence[Any], into: Sequence[Any]
+    ) -> ProgramMemory:
         """For arguments of these shapes, so that a call finds the program ready."""
         with jax.enable_x64(True), to_devices():  # not inherited by threads
-            return _memory_of(self._run.lower(list(rows), list(whole), list(shared), self._constants), shared, 0)
+            lowered = self._run.lower(list(rows), list(whole), list(shared), self._constants, list(into))
+            return _memory_of(lowered, shared, 0)
 
-    def _update(self, rows: Any, whole: list[Any], shared: list[Any], constants: list[Any]) -> Any:
+    def _update(
+        self, rows: Any, whole: list[Any], shared: list[Any], constants: list[Any], into: list[jax.Array]
+    ) -> Any:
         bundled, rest = self._bundled, self._bundled.rest
         sums = self._tree_sums(rows) if self._between is None else self._all_reduced(rows, self._between)
         averages, state = Values(bundled.gathered, sums), Values(bundled.shared, shared)
@@ -301,6 +319,11 @@ class UpdateProgram:
                 new_values += rule.trace(operands)
         new_values += results[self._outputs + len(self._scalars) :]
         finite = [jnp.isfinite(value).all() for value in new_values] if self._looks else []
+        wholes = dict(zip(self._starts, into, strict=True))
+        new_values = [
+            lax.dynamic_update_slice(wholes[slot], value, (self._starts[slot],)) if slot in wholes else value
+            for slot, value in zip(bundled.updated, new_values, strict=True)
+        ]
         return results[: self._outputs], new_values, finite, _flags(checks)
 
     def _tree_sums(self, rows: list[list[Any]]) -> list[Any]:

@@ -23,7 +23,8 @@ from theano_mgpu.commit import NewValue, addresses_of, new_values, non_finite
 from theano_mgpu.devices import Contexts
 from theano_mgpu.finite import are_finite, is_finite
 from theano_mgpu.gather.host import rows_like, rows_on_host
-from theano_mgpu.gather.ranks import SMALL, Memory, RankGather, length, pieces, spread
+from theano_mgpu.gather.memory import Memory
+from theano_mgpu.gather.ranks import SMALL, RankGather, length, pieces, spread, with_piece
 from theano_mgpu.lending import are_lendable
 from theano_mgpu.mirror import as_numpy, on_each, placed
 from theano_mgpu.vectors import Slot, Vector, variables_of
@@ -39,6 +40,8 @@ class Alone:
         self._contexts = contexts
         self._on_device = on_device
         self._lending = lending
+        #: Of new values that are written into memory for the whole: where this process's piece begins there.
+        self.starts: dict[Slot, int] = {}
 
     def own_sums(self, values: Sequence[jax.Array]) -> list[list[Any]]:
         """The rows of ``values``, (devices, ...), that this process has."""
@@ -62,6 +65,14 @@ class Alone:
     def own_like(self, slots: Sequence[Slot], like: Sequence[jax.ShapeDtypeStruct]) -> list[jax.ShapeDtypeStruct]:
         """The shapes of ``own``."""
         return list(like)
+
+    def memory(self) -> list[jax.Array]:
+        """What the update program writes new values into, of those that have ``starts``; it is donated."""
+        return []
+
+    def memory_like(self) -> list[jax.ShapeDtypeStruct]:
+        """The shapes of ``memory``."""
+        return []
 
     def wanted_whole(self) -> list[bool]:
         """Which new values this process needs whole."""
@@ -104,11 +115,14 @@ class Shares(Alone):
         needed = {*bundled.rest.inputs, *bundled.rest.shared}
         rows = [row for bundle in bundled.bundles for row in bundle.rows if _can_be_shared(row, needed)]
         self._vectors = dict.fromkeys(vector for row in rows for vector in row)
+        self._in_vectors = {variable for vector in self._vectors for variable in vector}
         # Parameters of a store are for everybody to read.
-        self._state = [
-            slot in self._vectors and not any(v in read or hasattr(v.tag, "trainable") for v in variables_of(slot))
-            for slot in self._updated
-        ]
+        self._state = {
+            slot for slot in self._vectors if not any(v in read or hasattr(v.tag, "trainable") for v in slot)
+        }
+        for slot in self._updated:
+            if slot in self._vectors and length(place := self._place(slot)):
+                self.starts[slot] = 0 if slot in self._state else place.start
         self._offers = {slot: cluster.offer() for slot in self._vectors}
         in_pieces = [slot in self._vectors for slot in bundled.gathered]
         self._gather = RankGather(cluster, bundled.kinds, in_pieces)
@@ -136,32 +150,41 @@ class Shares(Alone):
             for slot, value in zip(slots, like, strict=True)
         ]
 
+    def memory(self) -> list[jax.Array]:
+        return [self._memory.lent(like.size, like.dtype) for like in self.memory_like()]
+
+    def memory_like(self) -> list[jax.ShapeDtypeStruct]:
+        sizes = {slot: length(self._place(slot)) if slot in self._state else slot.size for slot in self.starts}
+        return [
+            jax.ShapeDtypeStruct((size,), np.dtype(slot.dtype), sharding=self._placement)
+            for slot, size in sizes.items()
+        ]
+
     def wanted_whole(self) -> list[bool]:
         """Which new values this rank needs whole: what is no mere state, or is read by who does not ask for it."""
-        return [
-            not is_state or not are_lendable(variables_of(slot))
-            for slot, is_state in zip(self._updated, self._state, strict=True)
-        ]
+        return [slot not in self._state or not are_lendable(variables_of(slot)) for slot in self._updated]
 
     def new_values(
         self, arrays: Sequence[jax.Array], shared: Sequence[SharedVariable], whole: Sequence[bool]
     ) -> list[NewValue]:
         """``whole`` where any rank wants it so, else a piece that is lent."""
-        taken = addresses_of(shared)
-        slots = self._updated
-        spreading = [i for i, slot in enumerate(slots) if slot in self._vectors and whole[i]]
-        sizes = [slots[i].size for i in spreading]
-        wholes = dict(
-            zip(spreading, spread(self._cluster, sizes, [arrays[i] for i in spreading], self._memory), strict=True)
-        )
-        values = []
-        for i, (slot, array) in enumerate(zip(slots, arrays, strict=True)):
-            if i in wholes:
-                values.append(NewValue(slot, placed([wholes[i]], self._placement)[0], wholes[i]))
-            elif slot in self._vectors:
-                values.append(NewValue(slot, array, None, self._whole_of(slot)))
-            else:
+        taken = addresses_of([variable for variable in shared if variable not in self._in_vectors])
+        values, wholes = [], []
+        for slot, array, is_wanted in zip(self._updated, arrays, whole, strict=True):
+            if slot not in self._vectors:
                 values.append(NewValue(slot, array, as_numpy(array, taken)))
+                continue
+            own = self._memory.kept(array) if slot in self.starts else np.asarray(array)
+            if is_wanted and own.size < slot.size:
+                own = with_piece(self._cluster, self._memory.vector(slot.size, slot.dtype), own)
+            if is_wanted:
+                wholes.append(own)
+                values.append(NewValue(slot, array, own))
+            else:
+                (lent,) = placed([own], self._placement)
+                values.append(NewValue(slot, lent, None, self._whole_of(slot)))
+        spread(self._cluster, wholes)
+        self._memory.settle()
         return values
 
     def non_finite(self, values: Sequence[NewValue], flags: Sequence[jax.Array]) -> list[int]:
@@ -197,9 +220,8 @@ class Shares(Alone):
 
         def whole(piece: Any) -> np.ndarray:
             own = np.asarray(piece)
-            found = Memory().vector(slot.size, own.dtype)
+            found = with_piece(self._cluster, Memory().vector(slot.size, own.dtype), own)
             where = pieces(slot.size, own.dtype, self._cluster.size)
-            found[where[self._cluster.rank]] = own
             self._cluster.fetch(self._offers[slot], {rank: found[place] for rank, place in enumerate(where)})
             return found
 

@@ -20,6 +20,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch_network import free_port, resnet50
 
+_WARM_UP = 12
+
 
 class Sum(torch.nn.Module):
     """Of all parameters, times a scale."""
@@ -47,7 +49,7 @@ def worker(rank: int, arguments: argparse.Namespace) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, foreach=True)
     scale = torch.ones(())
     seconds = []
-    for _ in range(arguments.steps + 2):
+    for _ in range(arguments.steps + _WARM_UP):
         dist.barrier()
         begun = time.perf_counter()
         with model.no_sync():
@@ -62,7 +64,11 @@ def worker(rank: int, arguments: argparse.Namespace) -> None:
         optimizer.zero_grad(set_to_none=not arguments.bucket_view)
     if rank == 0:
         numbers = sum(param.numel() for param in params)
-        line = {"benchmark": "peer_ddp_exchange", "seconds": statistics.median(seconds[2:]), "parameters": numbers}
+        line = {
+            "benchmark": "peer_ddp_exchange",
+            "seconds": statistics.median(seconds[_WARM_UP:]),
+            "parameters": numbers,
+        }
         print(json.dumps({**line, "torch": torch.__version__}), flush=True)
     dist.destroy_process_group()
 

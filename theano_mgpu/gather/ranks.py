@@ -9,7 +9,6 @@ in the fixed tree.
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,11 +19,13 @@ import numpy as np
 from theano_mgpu.cluster import Cluster
 from theano_mgpu.gather.combination import combination
 from theano_mgpu.gather.host import rows_on_host
+from theano_mgpu.gather.memory import Memory
 from theano_mgpu.gather.tree import tree_sum
+from theano_mgpu.host_memory import hold_in_huge_pages
 from theano_mgpu.mirror import on_host, to_devices
 from theano_mgpu.vectors import ALIGNMENT, grouped
 
-__all__ = ["Memory", "RankGather", "length", "others", "pieces", "spread"]
+__all__ = ["RankGather", "length", "others", "pieces", "spread", "with_piece"]
 
 # Arrays of fewer bytes all ranks send whole, in one message: pieces would be many small ones.
 SMALL = 2**14
@@ -77,6 +78,9 @@ class RankGather:
                 requests += more
         of_small = self._all_whole(list(small.values()))
         self._cluster.wait(requests)
+        # The next step's will be where this one's are.
+        hold_in_huge_pages((array.ctypes.data, array.nbytes) for array in arrays)
+        self._memory.settle()
         rows = dict(zip(small, of_small, strict=True))
         whole = [number for number in received if not self._kept_in_pieces[number]]
         rows |= dict(zip(whole, self._summed_whole(whole, received, arrays), strict=True))
@@ -137,56 +141,32 @@ class RankGather:
         kinds = tuple(self._kinds[number] for number in numbers)
         with to_devices():
             sums = _tree_sums(kinds)([[term[None] for term in received[number]] for number in numbers])
-        sizes = [arrays[number].size for number in numbers]
-        wholes = spread(self._cluster, sizes, [total[0] for total in sums], self._memory)
+        wholes = [
+            with_piece(self._cluster, self._memory.vector(arrays[number].size, total.dtype), total[0])
+            for number, total in zip(numbers, sums, strict=True)
+        ]
+        spread(self._cluster, wholes)
         return [[whole.reshape(arrays[number].shape)] for number, whole in zip(numbers, wholes, strict=True)]
 
 
-class Memory:
-    """Memory for whole arrays, given again when nobody holds it any more: in pages that are there already.
-
-    So a step's new parameters lie where those before the last ones did, unless somebody has kept a view of them.
-    """
-
-    def __init__(self) -> None:
-        self._blocks: dict[int, list[np.ndarray]] = {}
-
-    def vector(self, size: int, dtype: Any) -> np.ndarray:
-        """With any values, beginning at a multiple of 64 bytes."""
-        length = size * np.dtype(dtype).itemsize
-        blocks = self._blocks.setdefault(length, [])
-        free = next((block for block in blocks if sys.getrefcount(block) <= _UNHELD), None)
-        if free is None:
-            free = np.empty(length + ALIGNMENT, np.uint8)
-            blocks.append(free)
-        start = -free.ctypes.data % ALIGNMENT
-        return free[start : start + length].view(dtype)
+def with_piece(cluster: Cluster, whole: np.ndarray, piece: Any) -> np.ndarray:
+    """``whole`` with this rank's piece put in place."""
+    whole[pieces(whole.size, whole.dtype, cluster.size)[cluster.rank]] = np.asarray(piece)
+    return whole
 
 
-def _references_of_a_block() -> int:
-    """As many as a block has that only its list, the loop over it and the call that counts hold."""
-    blocks = [np.empty(0)]
-    return next(sys.getrefcount(block) for block in blocks)
-
-
-_UNHELD = _references_of_a_block()
-
-
-def spread(cluster: Cluster, sizes: Sequence[int], own: Sequence[Any], memory: Memory) -> list[np.ndarray]:
-    """Of arrays of these sizes each rank has a piece, ``own``; the whole arrays, new ones, on all of them."""
-    wholes, requests = [], []
-    for number, (size, piece) in enumerate(zip(sizes, map(np.asarray, own), strict=True)):
-        whole = memory.vector(size, piece.dtype)
-        where = pieces(size, piece.dtype, cluster.size)
-        whole[where[cluster.rank]] = piece
+def spread(cluster: Cluster, wholes: Sequence[np.ndarray]) -> None:
+    """Of each of the arrays every rank has its piece in place; it gets the others' pieces."""
+    requests = []
+    for number, whole in enumerate(wholes):
+        where = pieces(whole.size, whole.dtype, cluster.size)
+        own = whole[where[cluster.rank]]
         for rank in others(cluster.rank, cluster.size):
             if length(where[rank]):
                 requests.append(cluster.receive(whole[where[rank]], rank, number))
-            if piece.size:
-                requests.append(cluster.send(piece, rank, number))
-        wholes.append(whole)
+            if own.size:
+                requests.append(cluster.send(own, rank, number))
     cluster.wait(requests)
-    return wholes
 
 
 def others(rank: int, size: int) -> list[int]:
