@@ -19,7 +19,7 @@ from theano_mgpu.bundles import Bundled
 from theano_mgpu.cut import Cut
 from theano_mgpu.devices import Contexts
 from theano_mgpu.gather.combination import combination
-from theano_mgpu.gather.device import all_reduce
+from theano_mgpu.gather.device import all_reduce, swaps_halves
 from theano_mgpu.gather.tree import tree_sum
 from theano_mgpu.host_memory import map_in_huge_pages
 from theano_mgpu.lending import peek
@@ -189,7 +189,8 @@ class DeviceProgram:
         def reduce(node: Apply, parts: Sequence[Any]) -> Any:
             """Over all shards, for the devices themselves."""
             own = self._together(node.op.kind, parts, shards)
-            return all_reduce(own, len(self._contexts), AXIS, combination(node.op.kind).combine)
+            combine, swaps = combination(node.op.kind).combine, swaps_halves(self._contexts)
+            return all_reduce(own, len(self._contexts), AXIS, combine, swaps=swaps)
 
         with collect_checks() as checks:
             outputs = self._lowered.trace_shards(arguments, shards, reduce)
@@ -333,9 +334,11 @@ class UpdateProgram:
         ]
 
     def _all_reduced(self, rows: list[list[Any]], contexts: Contexts) -> list[Any]:
+        swaps = swaps_halves(contexts)
+
         def reduced(rows: list[Any]) -> list[Any]:
             return [
-                all_reduce(row.reshape(row.shape[1:]), len(contexts), AXIS, combination(kind).combine)
+                all_reduce(row.reshape(row.shape[1:]), len(contexts), AXIS, combination(kind).combine, swaps=swaps)
                 for kind, row in zip(self._kinds, rows, strict=True)
             ]
 

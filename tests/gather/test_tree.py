@@ -95,8 +95,9 @@ def test_the_sum_is_a_sum(values):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int32", "bool"])
 @pytest.mark.parametrize("shape", [(), (50,), (3, 20_001)])
+@pytest.mark.parametrize("swaps", [False, True])
 @pytest.mark.parametrize("devices", [1, 2, 3, 4, 6, 8])
-def test_devices_add_in_the_order_of_the_tree(eight, devices, shape, dtype):
+def test_devices_add_in_the_order_of_the_tree(eight, devices, swaps, shape, dtype):
     """To the bit, on every one of them; floats of very different sizes show any other order."""
     if dtype == "float16" and devices & (devices - 1):
         pytest.skip("one fused sum of float16 is rounded once")
@@ -106,7 +107,11 @@ def test_devices_add_in_the_order_of_the_tree(eight, devices, shape, dtype):
     contexts = eight[:devices]
     mesh, each = mesh_of(contexts), PartitionSpec(AXIS)
     reduce = jax.shard_map(
-        lambda row: all_reduce(row, devices, AXIS), mesh=mesh, in_specs=each, out_specs=each, check_vma=False
+        lambda row: all_reduce(row, devices, AXIS, swaps=swaps),
+        mesh=mesh,
+        in_specs=each,
+        out_specs=each,
+        check_vma=False,
     )
     with jax.enable_x64(True):
         found = jax.jit(reduce)(jax.device_put(values, NamedSharding(mesh, each)))
