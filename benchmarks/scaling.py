@@ -4,7 +4,8 @@ Over memory, over TCP, and as root over networks of namespaces with a limited ba
 (limited_network.py). Needs mpi4py and its mpiexec. Ranks here share cores: so compute, and what the host takes for
 sums and the rule, are those of as many ranks side by side, each with a step of its own that exchanges nothing, in turns
 with the step over all ranks. Predicted is the exchange. Bandwidth and latency of the namespaces are those that were
-set; of memory and TCP they are measured, by messages from every rank to the next.
+set; of memory and TCP they are measured, by messages from every rank to the next. The bandwidth for an update on the
+devices is what their own library, gloo, reaches there, in swaps between neighbours.
 """
 
 from __future__ import annotations
@@ -19,18 +20,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytensor.tensor as pt
+from jax import lax
+from jax.sharding import PartitionSpec
 from limited_network import limited_network, why_not
 from machine import print_line
 
 import theano_mgpu as tm
 from theano_mgpu.cluster import Cluster
+from theano_mgpu.mirror import AXIS, mesh_of, on_each
 from theano_mgpu.scaling import Machines, Work, bandwidth, device_update, host_update, seconds, step_seconds
 
 _DEADLINE = 300
@@ -63,6 +68,8 @@ def rank_main(arguments: argparse.Namespace) -> None:
             "many": partial(_to_the_next, ranks, short, short.copy()),
             "one": partial(_to_the_next, ranks, short[:1], short[:1].copy()),
         }
+        if "device" in arguments.updates:
+            works["swap"] = swapping(contexts.everywhere, arguments.units**2 // 2)
     taken: dict[str, list[float]] = {name: [] for name in (*works, "compute", "update")}
     for turn in range(_WARM_UP + arguments.steps):  # in turns, so that a slow minute slows all alike
         for name, work in works.items():
@@ -86,6 +93,8 @@ def rank_main(arguments: argparse.Namespace) -> None:
             "link": len(long) * long.shape[1] / found["long"],
             "message": max(0.0, found["many"] - found["one"]) / (len(short) - 1),
         }
+    if "swap" in found:
+        found["device_link"] = 4 * (arguments.units**2 // 2) / found["swap"]
     if contexts.rank == 0:
         print(json.dumps(found), flush=True)
 
@@ -101,6 +110,25 @@ def training(arguments: argparse.Namespace, contexts: tm.Contexts, update_on: st
     params = store.trainable()
     updates = tm.updates.momentum(tm.grad(loss, params), params, learning_rate=1e-3, momentum=0.9)
     return tm.function([x, labels], tm.average(loss), updates=updates, contexts=contexts, update_on=update_on)
+
+
+def swapping(contexts: tm.Contexts, numbers: int) -> Callable[[], object]:
+    """Half of a layer's gradients between neighbours, as the first level of a sum between devices sends it."""
+    others = [(i, i ^ 1) for i in range(len(contexts))]
+    each = PartitionSpec(AXIS)
+    swap = jax.jit(
+        jax.shard_map(
+            lambda row: lax.ppermute(row, AXIS, others),
+            mesh=mesh_of(contexts),
+            in_specs=each,
+            out_specs=each,
+            check_vma=False,
+        )
+    )
+    halves = jax.make_array_from_callback(
+        (len(contexts), numbers), on_each(contexts), lambda index: np.ones((1, numbers), np.float32)
+    )
+    return lambda: swap(halves).block_until_ready()
 
 
 def _slowest(ranks: Cluster | None, value: float) -> float:
@@ -165,7 +193,7 @@ def predicted(network: Network, ranks: int, found: dict[str, float], size: int) 
     work = Work(compute=found["compute"], examples=1, gradients=size)
     exchanges = {
         "host": host_update(work, machines, ranks, 1),
-        "device": device_update(work, machines, ranks, 1),
+        "device": device_update(work, replace(machines, link=found.get("device_link", machines.link)), ranks, 1),
     }
     return {update: step_seconds(work, exchange, ranks) for update, exchange in exchanges.items()}
 
