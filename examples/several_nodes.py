@@ -24,7 +24,6 @@ import pytensor.tensor as pt
 from sklearn.datasets import load_digits
 
 import theano_mgpu as tm
-from theano_mgpu.cluster import ranks_launched
 
 DEVICES = 4  # of all ranks together
 
@@ -90,7 +89,7 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         given = [int(number) for number in sys.argv[2:]]
         train(sys.argv[1], *given, *([None] if len(given) < 3 else []))
-    elif ranks_launched() > 1:
+    elif len(tm.contexts("cpu:1").ranks) > 1:
         sys.exit("Under mpirun it takes RUN, STEPS and RANKS, as in the second line above; without them, no mpirun.")
     else:
         main()
