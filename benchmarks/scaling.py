@@ -60,6 +60,7 @@ def rank_main(arguments: argparse.Namespace) -> None:
     for update_on in arguments.updates:
         step = training(arguments, contexts, update_on)
         works[update_on] = partial(step, batch, labels)
+    half_a_layer = arguments.units**2 // 2  # of its numbers
     # As written before: the first touch of memory takes longer than a message.
     long, short = (np.ones(shape, np.uint8) for shape in ((16, 1_000_000), (100, 8)))
     if ranks is not None:
@@ -69,7 +70,7 @@ def rank_main(arguments: argparse.Namespace) -> None:
             "one": partial(_to_the_next, ranks, short[:1], short[:1].copy()),
         }
         if "device" in arguments.updates:
-            works["swap"] = swapping(contexts.everywhere, arguments.units**2 // 2)
+            works["swap"] = swapping(contexts.everywhere, half_a_layer)
     taken: dict[str, list[float]] = {name: [] for name in (*works, "compute", "update")}
     for turn in range(_WARM_UP + arguments.steps):  # in turns, so that a slow minute slows all alike
         for name, work in works.items():
@@ -94,7 +95,7 @@ def rank_main(arguments: argparse.Namespace) -> None:
             "message": max(0.0, found["many"] - found["one"]) / (len(short) - 1),
         }
     if "swap" in found:
-        found["device_link"] = 4 * (arguments.units**2 // 2) / found["swap"]
+        found["device_link"] = 4 * half_a_layer / found["swap"]
     if contexts.rank == 0:
         print(json.dumps(found), flush=True)
 

@@ -85,6 +85,8 @@ def hold_in_huge_pages(blocks: Iterable[tuple[int, int]]) -> None:
     process reads, one by one. Small blocks, and a few pages that are new among many, are not worth the call: of some
     milliseconds, and one for each page. Takes Linux 6.1.
     """
+    if not _huge_pages_on_request():
+        return
     pages = {
         page
         for address, size in blocks
@@ -92,7 +94,7 @@ def hold_in_huge_pages(blocks: Iterable[tuple[int, int]]) -> None:
         for page in range(address // _HUGE_PAGE * _HUGE_PAGE, address + size, _HUGE_PAGE)
     }
     new = sorted(pages - _in_huge_pages)
-    if _FEW * len(new) < len(pages) or not _huge_pages_on_request():
+    if _FEW * len(new) < len(pages):
         return
     _in_huge_pages.update(new)
     for begin, extent in _joined(new):

@@ -203,7 +203,7 @@ class Preparation:
         whole = [_like(shapes[v], v, self._update_mirrors.placement) for v in self._update.whole]
         shared = [_shared_like(slot, _sharding_in(self._update_mirrors)) for slot in self._update.shared]
         own = self._shares.own_like(self._update.shared, shared)
-        return rows, whole, own, self._shares.memory_like()
+        return rows, whole, own, self._shares.memory_like
 
 
 def _like(shape: tuple[int, ...], variable: Variable, placement: Sharding | None) -> jax.ShapeDtypeStruct:

@@ -42,6 +42,8 @@ class Alone:
         self._lending = lending
         #: Of new values that are written into memory for the whole: where this process's piece begins there.
         self.starts: dict[Slot, int] = {}
+        #: The shapes of ``memory``, which has one for each of them.
+        self.memory_like: list[jax.ShapeDtypeStruct] = []
 
     def own_sums(self, values: Sequence[jax.Array]) -> list[list[Any]]:
         """The rows of ``values``, (devices, ...), that this process has."""
@@ -68,10 +70,6 @@ class Alone:
 
     def memory(self) -> list[jax.Array]:
         """What the update program writes new values into, of those that have ``starts``; it is donated."""
-        return []
-
-    def memory_like(self) -> list[jax.ShapeDtypeStruct]:
-        """The shapes of ``memory``."""
         return []
 
     def wanted_whole(self) -> list[bool]:
@@ -122,7 +120,9 @@ class Shares(Alone):
         }
         for slot in self._updated:
             if slot in self._vectors and length(place := self._place(slot)):
-                self.starts[slot] = 0 if slot in self._state else place.start
+                start, size = (0, length(place)) if slot in self._state else (place.start, slot.size)
+                self.starts[slot] = start
+                self.memory_like.append(jax.ShapeDtypeStruct((size,), np.dtype(slot.dtype), sharding=placement))
         self._offers = {slot: cluster.offer() for slot in self._vectors}
         in_pieces = [slot in self._vectors for slot in bundled.gathered]
         self._gather = RankGather(cluster, bundled.kinds, in_pieces)
@@ -151,14 +151,7 @@ class Shares(Alone):
         ]
 
     def memory(self) -> list[jax.Array]:
-        return [self._memory.lent(like.size, like.dtype) for like in self.memory_like()]
-
-    def memory_like(self) -> list[jax.ShapeDtypeStruct]:
-        sizes = {slot: length(self._place(slot)) if slot in self._state else slot.size for slot in self.starts}
-        return [
-            jax.ShapeDtypeStruct((size,), np.dtype(slot.dtype), sharding=self._placement)
-            for slot, size in sizes.items()
-        ]
+        return [self._memory.lent(like.size, like.dtype) for like in self.memory_like]
 
     def wanted_whole(self) -> list[bool]:
         """Which new values this rank needs whole: what is no mere state, or is read by who does not ask for it."""

@@ -44,9 +44,9 @@ def all_reduce(
             value = lax.psum(value, axis, axis_index_groups=pairs)
         return value
     part = jnp.pad(value.reshape(-1), (0, -value.size % devices))
-    for level, pairs in enumerate(levels):
+    for pairs in levels:
         if swaps:
-            part = _sum_of_own_half(part, axis, devices, level)
+            part = _sum_of_own_half(part, axis, pairs)
         else:
             part = lax.psum_scatter(part, axis, axis_index_groups=pairs, tiled=True)
     for pairs in reversed(levels):
@@ -54,12 +54,13 @@ def all_reduce(
     return part[: value.size].reshape(value.shape)
 
 
-def _sum_of_own_half(part: Any, axis: str, devices: int, level: int) -> Any:
+def _sum_of_own_half(part: Any, axis: str, pairs: list[list[int]]) -> Any:
     """The lower one of a pair goes on with the first half."""
     first, second = part.reshape(2, -1)
-    is_lower = (lax.axis_index(axis) >> level) & 1 == 0
-    others = [(i, i ^ (1 << level)) for i in range(devices)]
-    return jnp.where(is_lower, first, second) + lax.ppermute(jnp.where(is_lower, second, first), axis, others)
+    _, distance = pairs[0]
+    is_lower = lax.axis_index(axis) & distance == 0
+    both_ways = [*pairs, *(pair[::-1] for pair in pairs)]
+    return jnp.where(is_lower, first, second) + lax.ppermute(jnp.where(is_lower, second, first), axis, both_ways)
 
 
 def _pairs(devices: int, distance: int) -> list[list[int]]:
